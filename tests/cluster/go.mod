@@ -1,0 +1,3 @@
+module towline.test/cluster
+
+go 1.26.0
