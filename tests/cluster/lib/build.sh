@@ -19,8 +19,12 @@ NICE=(nice -n "${TOWLINE_NICE:-10}")
 hash_of() {
 	local word
 	for word in "$@"; do
-		printf '%s\n' "${word##*/}"
-		[ ! -f "$word" ] || sha256sum <"$word"
+		if [ -f "$word" ]; then
+			printf '%s ' "${word##*/}"
+			sha256sum <"$word"
+		else
+			printf '%s\n' "$word"
+		fi
 	done | sha256sum | cut -c1-16
 }
 
@@ -190,8 +194,12 @@ build_images() {
 	mkdir "$work/etc"
 	printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n' >"$work/etc/passwd"
 	printf 'root:x:0:\nnogroup:x:65534:\n' >"$work/etc/group"
+	# Without this file the static busybox looks for glibc's modules, and crashes.
+	printf '%s: files\n' passwd group services protocols networks >"$work/etc/nsswitch.conf"
+	printf 'hosts: files dns\n' >>"$work/etc/nsswitch.conf"
+	printf 'domain 53/udp\nhttp 80/tcp\nhttps 443/tcp\n' >"$work/etc/services"
 	common=(--file "$busybox=/bin/busybox:0755" "${applets[@]}" --file "$work/etc=/etc"
-		--dir /tmp:1777 --dir /root:0700 --dir /var/run --symlink /usr/bin=../bin)
+		--dir /tmp:1777 --dir /root:0700 --dir /var/run --dir /home --symlink /usr/bin=../bin)
 
 	local mkimage
 	mkimage=$(artefact tools)/mkimage
