@@ -129,13 +129,13 @@ link_programs() {
 go_build() {
 	local directory=$1 output=$2 ldflags=$3 status=0 began=$SECONDS pid
 	shift 3
-	local verb=(build)
+	local go_command=(build)
 	if [ "${1:-}" = --test ]; then
-		verb=(test -c)
+		go_command=(test -c)
 		shift
 	fi
 	(cd "$CLUSTER_HOME/$directory" && CGO_ENABLED=0 GOFLAGS='-buildvcs=false' GOWORK=off \
-		exec "${NICE[@]}" go "${verb[@]}" -mod=readonly -trimpath -ldflags "$ldflags" -o "$output" "$@" 2>&1) |
+		exec "${NICE[@]}" go "${go_command[@]}" -mod=readonly -trimpath -ldflags "$ldflags" -o "$output" "$@" 2>&1) |
 		{ grep --line-buffered -v '^go: downloading ' || true; } >&2 &
 	pid=$!
 	while kill -0 "$pid" 2>/dev/null; do
@@ -194,10 +194,6 @@ build_images() {
 	mkdir "$work/etc"
 	printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n' >"$work/etc/passwd"
 	printf 'root:x:0:\nnogroup:x:65534:\n' >"$work/etc/group"
-	# Without this file the static busybox looks for glibc's modules, and crashes.
-	printf '%s: files\n' passwd group services protocols networks >"$work/etc/nsswitch.conf"
-	printf 'hosts: files dns\n' >>"$work/etc/nsswitch.conf"
-	printf 'domain 53/udp\nhttp 80/tcp\nhttps 443/tcp\n' >"$work/etc/services"
 	common=(--file "$busybox=/bin/busybox:0755" "${applets[@]}" --file "$work/etc=/etc"
 		--dir /tmp:1777 --dir /root:0700 --dir /var/run --dir /home --symlink /usr/bin=../bin)
 
@@ -211,13 +207,18 @@ build_images() {
 	rm -rf "$work"
 }
 
+build_all() {
+	local target
+	for target in $TARGETS; do build "$target"; done
+}
+
 command_build() {
 	local target targets=("$@")
 	[ $# -gt 0 ] || targets=(all)
 	for target in "${targets[@]}"; do
 		case $target in
 		-h | --help) usage && exit 0 ;;
-		all) for target in $TARGETS; do build "$target"; done ;;
+		all) build_all ;;
 		*) build "$target" ;;
 		esac
 	done

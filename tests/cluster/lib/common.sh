@@ -69,7 +69,8 @@ load_cluster() {
 
 netns_path() { printf '/run/netns/towline-%s\n' "$1"; }
 
-netns_exists() { [ -e "/run/netns/$1" ] && nsenter --net="/run/netns/$1" true 2>/dev/null; }
+# After a restart of the machine the file may be there without the namespace.
+netns_exists() { [ "$(stat --file-system --format %T "/run/netns/$1" 2>/dev/null)" = nsfs ]; }
 
 # inside CMD...: in the network namespace of the loaded cluster. Not `ip netns
 # exec`: that hides the cgroup mounts from the kubelet.
@@ -125,7 +126,7 @@ start() {
 	(
 		# A daemon that inherits a lock would hold it for its whole life.
 		for fd in "${LOCK_FDS[@]}"; do exec {fd}>&-; done
-		cd "$DIR"
+		cd "$DIR" || exit 1
 		exec setsid nsenter --net="/run/netns/$NETNS" "$@" </dev/null >>"$DIR/log/$component.log" 2>&1
 	) &
 	pid=$!

@@ -205,7 +205,7 @@ link_rules() {
 # link_kill [PORT]: sockets of the namespace itself and of every pod in it.
 link_kill() {
 	local namespace filter=(dst "$HOST_IP") killed=0 count
-	[ -z "$1" ] || filter+=(dport = ":$1")
+	[ -z "$1" ] || filter+=(dport "=" ":$1")
 	for namespace in "/run/netns/$NETNS" "$DIR"/containerd/state/io.containerd.grpc.v1.cri/netns/*; do
 		[ -e "$namespace" ] || continue
 		count=$(nsenter --net="$namespace" ss --no-header --tcp --kill state established "${filter[@]}" 2>/dev/null | wc -l) || continue

@@ -156,12 +156,11 @@ node_ready() {
 }
 
 load_images() { # TAR...
-	local tar
+	local tar said
 	for tar in "$@"; do
-		ctr --address "$CONTAINERD_SOCKET" --namespace k8s.io images import "$tar" >>"$DIR/log/images.log" 2>&1 || {
-			tail -n 5 "$DIR/log/images.log" >&2
-			die "containerd did not take $tar" "make one with: $CACHE/bin/mkimage --help"
-		}
+		said=$(ctr --address "$CONTAINERD_SOCKET" --namespace k8s.io images import "$tar" 2>&1) ||
+			die "containerd did not take $tar: ${said##*$'\n'}" "make one with: $CACHE/bin/mkimage --help"
+		printf '%s\n' "$said" >>"$DIR/log/images.log"
 	done
 }
 
@@ -218,10 +217,15 @@ remove_cgroups() {
 
 # The kubelet and the CNI library write two things at fixed places.
 remove_strays() {
-	local link
+	local link result
 	for link in /var/log/containers/*; do
 		[ -L "$link" ] && [[ $(readlink "$link") == "$DIR"/* ]] && rm -f "$link"
 	done
 	rmdir --ignore-fail-on-non-empty /var/log/containers 2>/dev/null || true
-	rm -f /var/lib/cni/results/"towline_${NAME}_"-*
+	for result in /var/lib/cni/results/"towline_${NAME}_"-*-eth0; do
+		[ -e "$result" ] || continue
+		link=${result##*/"towline_${NAME}_"-}
+		rm -f "$result" "/var/lib/cni/results/cni-loopback-${link%-eth0}-lo"
+	done
+	rmdir /var/lib/cni/results /var/lib/cni /var/lib/kubelet/device-plugins /var/lib/kubelet 2>/dev/null || true
 }
