@@ -78,20 +78,17 @@ inside() { nsenter --net="/run/netns/$NETNS" "$@"; }
 
 # with_lock FILE CMD...: one at a time; the lock ends with the command.
 with_lock() {
-	local file=$1 fd status=0
+	local file=$1 fd
 	shift
 	mkdir -p "$(dirname "$file")"
 	exec {fd}>"$file"
-	if ! flock --nonblock "$fd"; then
+	if ! flock --timeout 2 "$fd"; then
 		say "waiting for another run that holds $file"
 		flock --timeout 1800 "$fd" || die "another run has held $file for half an hour" "look at it: fuser -v $file"
 	fi
-	LOCK_FDS+=("$fd")
-	"$@" || status=$?
+	"$@" # not under '||': that would take 'set -e' away from all it calls
 	exec {fd}>&-
-	return "$status"
 }
-LOCK_FDS=()
 
 # --- processes ---------------------------------------------------------------
 # A process is remembered by its id together with its start time, so that an id
@@ -119,15 +116,23 @@ running() { recorded_pid "$1" >/dev/null; }
 # start COMPONENT CMD...: starts it in the namespace unless it runs, free of this
 # shell, with its output in a log of its own.
 start() {
-	local component=$1 fd pid
+	local component=$1 fd pid environment
 	shift
 	running "$component" && return 0
 	mkdir -p "$DIR/pids" "$DIR/log"
+	# None of the caller's settings: a proxy variable would send it astray.
+	environment=(env -i PATH="$PATH" HOME="${HOME:-/root}" LANG=C)
 	(
-		# A daemon that inherits a lock would hold it for its whole life.
-		for fd in "${LOCK_FDS[@]}"; do exec {fd}>&-; done
+		# Nothing of the caller's either: a daemon that inherits a lock or a pipe
+		# would hold it for its whole life.
+		for fd in "/proc/$BASHPID/fd/"*; do
+			fd=${fd##*/}
+			[ "$fd" -le 2 ] || [ "$fd" -eq 255 ] || exec {fd}>&-
+		done
+		ulimit -n "$(ulimit -Hn)"
 		cd "$DIR" || exit 1
-		exec setsid nsenter --net="/run/netns/$NETNS" "$@" </dev/null >>"$DIR/log/$component.log" 2>&1
+		exec setsid nsenter --net="/run/netns/$NETNS" "${environment[@]}" "$@" \
+			</dev/null >>"$DIR/log/$component.log" 2>&1
 	) &
 	pid=$!
 	disown "$pid"

@@ -77,7 +77,7 @@ start_controllers() {
 		--authentication-kubeconfig "$pki/controller-manager.kubeconfig" \
 		--authorization-kubeconfig "$pki/controller-manager.kubeconfig" \
 		--bind-address 127.0.0.1 --leader-elect=false \
-		--use-service-account-credentials \
+		--use-service-account-credentials --kube-api-qps 500 --kube-api-burst 1000 \
 		--service-account-private-key-file "$pki/sa.key" --root-ca-file "$pki/ca.crt" \
 		--cluster-signing-cert-file "$pki/ca.crt" --cluster-signing-key-file "$pki/ca.key" \
 		--requestheader-client-ca-file "$pki/front-proxy-ca.crt" \

@@ -29,6 +29,7 @@ allot_network() {
 	[ "$slot" -lt $SLOTS ] || die "all $SLOTS test networks are taken" "tests/cluster/cluster down --all"
 	SLOT=$slot
 	HOST_LINK=$interface
+	ip link set "$interface" alias "$NETNS"
 	HOST_IP=198.18.$slot.1
 	UPLINK_IP=198.18.$slot.2
 	NODE_IP=198.18.$slot.3
@@ -75,7 +76,13 @@ make_network() {
 			}
 		}
 	NFT
+	touch "$DIR/network-made"
 }
+
+# own_link: the interface is there, and not that of a cluster made since.
+own_link() { [ "$(cat "/sys/class/net/$HOST_LINK/ifalias" 2>/dev/null)" = "$NETNS" ]; }
+
+network_whole() { [ -e "$DIR/network-made" ] && netns_exists "$NETNS" && own_link; }
 
 # The test range is reached through the caller, so that one gateway address does
 # for all clusters; there is no default route: nothing leaves the machine.
@@ -84,7 +91,7 @@ uplink_route() {
 }
 
 remove_network() {
-	[ ! -e "/sys/class/net/$HOST_LINK" ] || ip link delete "$HOST_LINK" 2>/dev/null || true
+	! own_link || ip link delete "$HOST_LINK"
 	[ ! -e "/run/netns/$NETNS" ] || ip netns delete "$NETNS"
 }
 

@@ -145,7 +145,7 @@ start_node() {
 		--proxy-mode nftables --cluster-cidr "$POD_CIDR" --oom-score-adj 0 \
 		--conntrack-max-per-core 0 --conntrack-tcp-timeout-established 0 --conntrack-tcp-timeout-close-wait 0 \
 		--healthz-bind-address 127.0.0.1:10256 --metrics-bind-address 127.0.0.1:10249
-	start kubelet env PATH="$PATH" "$KUBE_BIN/kubelet" \
+	start kubelet "$KUBE_BIN/kubelet" \
 		--config "$DIR/kubelet/config.yaml" --kubeconfig "$pki/node.kubeconfig" \
 		--root-dir "$DIR/kubelet/root" --cert-dir "$DIR/kubelet/pki" \
 		--node-ip "$NODE_IP" --hostname-override "$NODE_NAME"
