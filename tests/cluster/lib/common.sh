@@ -37,6 +37,10 @@ seconds_since() { # EPOCHREALTIME value
 	awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }'
 }
 
+case "$CACHE$STATE" in
+*[!A-Za-z0-9._/+@-]*) die "TOWLINE_CACHE and TOWLINE_STATE are written into configurations: use plain paths ('$CACHE', '$STATE')" ;;
+esac
+
 # --- names and directories ---------------------------------------------------
 
 check_name() {
