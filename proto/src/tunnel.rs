@@ -1,0 +1,77 @@
+//! HTTP/2 over a session, the same at both ends.
+//!
+//! With the defaults of the HTTP/2 library any one caller can stop a whole tunnel; each setting below
+//! closes one of those ways, and each has a test that fails without it.
+
+use std::time::Duration;
+
+use hyper::{client, server};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+/// What one stream may have in flight, in bytes: 2 MiB at 50 ms of round trip are 40 MB/s. A stalled reader
+/// holds at most this much and [`SEND_BUFFER`].
+pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+
+/// What all streams together may have in flight, in bytes: effectively no limit, because a limit here
+/// lets a few stalled readers stop everybody. Each stream's own window bounds memory.
+pub const CONNECTION_WINDOW: u32 = 1 << 30;
+
+/// What one stream may queue for sending, in bytes.
+pub const SEND_BUFFER: usize = 256 * 1024;
+
+/// The longest header list that either end takes, in bytes; kube-apiserver's own limit. A longer one would
+/// end the connection, so the gateway refuses callers with more than a quarter of it.
+pub const MAX_HEADER_LIST: u32 = 1024 * 1024;
+
+/// Streams that an agent takes in one session. A limit in HTTP/2 would leave the next caller hanging, so
+/// it is out of reach, and the gateway has a limit of its own ([`MAX_STREAMS`]) that answers.
+const H2_MAX_STREAMS: u32 = 1 << 20;
+
+/// Streams that a gateway opens in one session before it refuses.
+pub const MAX_STREAMS: usize = 10_000;
+
+/// Between two pings. With [`PING_LIMIT`] a dead peer is found within 10 s.
+pub const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a ping may stay unanswered.
+pub const PING_LIMIT: Duration = Duration::from_secs(5);
+
+/// Cancelled requests that may wait to be looked at. The library's 20 let one impatient client end everybody's
+/// tunnel.
+const PENDING_RESETS: usize = 100_000;
+
+/// The gateway's end.
+pub fn client() -> client::conn::http2::Builder<TokioExecutor> {
+    let mut builder = client::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .initial_max_send_streams(H2_MAX_STREAMS as usize)
+        .max_concurrent_reset_streams(PENDING_RESETS)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_LIMIT)
+        .keep_alive_while_idle(true);
+    builder
+}
+
+/// The agent's end.
+pub fn server() -> server::conn::http2::Builder<TokioExecutor> {
+    let mut builder = server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_concurrent_streams(H2_MAX_STREAMS)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(None)
+        .auto_date_header(false)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_LIMIT);
+    builder
+}
+
