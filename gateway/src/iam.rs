@@ -1,0 +1,232 @@
+//! Principals, roles, permissions and policies: values only, no decision and no storage.
+
+use std::{fmt, str::FromStr};
+
+/// Who calls, as policies name them: `user:alice`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Principal {
+    /// A person.
+    User(String),
+}
+
+/// A principal that isn't one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("member {0:?} is not a principal: write user:NAME")]
+pub struct InvalidPrincipal(String);
+
+impl FromStr for Principal {
+    type Err = InvalidPrincipal;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPrincipal> {
+        match text.split_once(':') {
+            Some(("user", name)) if !name.is_empty() && name.len() <= 256 && !name.chars().any(char::is_control) => {
+                Ok(Self::User(name.to_owned()))
+            }
+            _ => Err(InvalidPrincipal(text.chars().take(200).collect())),
+        }
+    }
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(name) => write!(f, "user:{name}"),
+        }
+    }
+}
+
+/// What a request needs, by what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Permission {
+    /// GET, HEAD, OPTIONS, watch, logs; asking about oneself.
+    Get,
+    /// POST.
+    Post,
+    /// PUT.
+    Put,
+    /// PATCH.
+    Patch,
+    /// DELETE.
+    Delete,
+    /// Any upgrade: exec, attach, cp, port-forward.
+    Stream,
+    /// Fetching a kubeconfig.
+    GenerateCredentials,
+    /// Reading memberships and the policy.
+    View,
+    /// Registering and deleting memberships, changing the policy.
+    Administer,
+}
+
+impl Permission {
+    /// Every permission.
+    pub const ALL: [Self; 9] = [
+        Self::Get,
+        Self::Post,
+        Self::Put,
+        Self::Patch,
+        Self::Delete,
+        Self::Stream,
+        Self::GenerateCredentials,
+        Self::View,
+        Self::Administer,
+    ];
+
+    /// Its name in policies and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Get => "gateway.get",
+            Self::Post => "gateway.post",
+            Self::Put => "gateway.put",
+            Self::Patch => "gateway.patch",
+            Self::Delete => "gateway.delete",
+            Self::Stream => "gateway.stream",
+            Self::GenerateCredentials => "gateway.generateCredentials",
+            Self::View => "memberships.get",
+            Self::Administer => "memberships.administer",
+        }
+    }
+
+    /// The roles that hold it, for the sentence that refuses.
+    pub fn roles(self) -> impl Iterator<Item = Role> {
+        Role::ALL.into_iter().filter(move |role| role.permits(self))
+    }
+}
+
+impl fmt::Display for Permission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a binding gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// Read through the gateway.
+    GatewayReader,
+    /// Also write.
+    GatewayEditor,
+    /// Also stream.
+    GatewayAdmin,
+    /// Everything in the project, its policy included.
+    Owner,
+}
+
+impl Role {
+    /// Every role, the least first.
+    pub const ALL: [Self; 4] = [Self::GatewayReader, Self::GatewayEditor, Self::GatewayAdmin, Self::Owner];
+
+    /// Its name in policies and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::GatewayReader => "gatewayReader",
+            Self::GatewayEditor => "gatewayEditor",
+            Self::GatewayAdmin => "gatewayAdmin",
+            Self::Owner => "owner",
+        }
+    }
+
+    /// Whether it holds a permission.
+    pub const fn permits(self, permission: Permission) -> bool {
+        match permission {
+            Permission::Get | Permission::GenerateCredentials | Permission::View => true,
+            Permission::Post | Permission::Put | Permission::Patch | Permission::Delete => {
+                !matches!(self, Self::GatewayReader)
+            }
+            Permission::Stream => matches!(self, Self::GatewayAdmin | Self::Owner),
+            Permission::Administer => matches!(self, Self::Owner),
+        }
+    }
+}
+
+/// A role that isn't one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("role {0:?} is not one of gatewayReader, gatewayEditor, gatewayAdmin, owner")]
+pub struct InvalidRole(String);
+
+impl FromStr for Role {
+    type Err = InvalidRole;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRole> {
+        Self::ALL
+            .into_iter()
+            .find(|role| role.name() == text)
+            .ok_or_else(|| InvalidRole(text.chars().take(200).collect()))
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Who holds a role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// What they hold.
+    pub role: Role,
+    /// Who they are.
+    pub members: Vec<Principal>,
+}
+
+/// A project's bindings.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Changes with every change.
+    pub etag: String,
+    /// In the order they were set.
+    pub bindings: Vec<Binding>,
+}
+
+impl Policy {
+    /// Whether a binding gives `principal` a role that holds `permission`.
+    pub fn permits(&self, principal: &Principal, permission: Permission) -> bool {
+        self.bindings
+            .iter()
+            .any(|binding| binding.role.permits(permission) && binding.members.contains(principal))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_hold_what_the_table_says() {
+        let table: Vec<String> = Permission::ALL
+            .into_iter()
+            .map(|p| format!("{p}: {}", p.roles().map(Role::name).collect::<Vec<_>>().join(" ")))
+            .collect();
+        let all = "gatewayReader gatewayEditor gatewayAdmin owner";
+        let write = "gatewayEditor gatewayAdmin owner";
+        assert_eq!(
+            table,
+            [
+                format!("gateway.get: {all}"),
+                format!("gateway.post: {write}"),
+                format!("gateway.put: {write}"),
+                format!("gateway.patch: {write}"),
+                format!("gateway.delete: {write}"),
+                "gateway.stream: gatewayAdmin owner".to_owned(),
+                format!("gateway.generateCredentials: {all}"),
+                format!("memberships.get: {all}"),
+                "memberships.administer: owner".to_owned(),
+            ]
+        );
+    }
+
+    #[test]
+    fn nobody_holds_anything_by_default() {
+        let alice = Principal::User("alice".into());
+        assert!(Permission::ALL.into_iter().all(|p| !Policy::default().permits(&alice, p)));
+    }
+
+    #[test]
+    fn principals_round_trip_and_others_are_refused() {
+        assert_eq!("user:a:b".parse::<Principal>().unwrap().to_string(), "user:a:b");
+        for bad in ["alice", "user:", "group:x", "user:a\nb"] {
+            assert!(bad.parse::<Principal>().is_err(), "{bad:?}");
+        }
+    }
+}
