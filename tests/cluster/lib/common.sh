@@ -4,6 +4,8 @@
 CLUSTER_HOME=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${TOWLINE_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/towline}
 STATE=${TOWLINE_STATE:-/var/tmp/towline}
+# Names of clusters are names of network namespaces: one set for the machine.
+LOCKS=/run/lock/towline
 
 # Debian keeps some programs where only root's PATH looks.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
