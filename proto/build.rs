@@ -9,10 +9,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed={file}");
 
     let mut compiler = protox::Compiler::new(["."])?;
-    compiler.include_source_info(true).include_imports(true).open_file(file)?;
-    #[expect(clippy::disallowed_methods, reason = "how cargo tells a build script where to write")]
+    compiler
+        .include_source_info(true)
+        .include_imports(true)
+        .open_file(file)?;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "how cargo tells a build script where to write"
+    )]
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("towline.fds"), compiler.encode_file_descriptor_set())?;
+    std::fs::write(
+        out.join("towline.fds"),
+        compiler.encode_file_descriptor_set(),
+    )?;
 
     let mut config = tonic::configure()
         .build_client(false)

@@ -19,7 +19,9 @@ impl FromStr for Principal {
 
     fn from_str(text: &str) -> Result<Self, InvalidPrincipal> {
         match text.split_once(':') {
-            Some(("user", name)) if !name.is_empty() && name.len() <= 256 && !name.chars().any(char::is_control) => {
+            Some(("user", name))
+                if !name.is_empty() && name.len() <= 256 && !name.chars().any(char::is_control) =>
+            {
                 Ok(Self::User(name.to_owned()))
             }
             _ => Err(InvalidPrincipal(text.chars().take(200).collect())),
@@ -114,7 +116,12 @@ pub enum Role {
 
 impl Role {
     /// Every role, the least first.
-    pub const ALL: [Self; 4] = [Self::GatewayReader, Self::GatewayEditor, Self::GatewayAdmin, Self::Owner];
+    pub const ALL: [Self; 4] = [
+        Self::GatewayReader,
+        Self::GatewayEditor,
+        Self::GatewayAdmin,
+        Self::Owner,
+    ];
 
     /// Its name in policies and messages.
     pub const fn name(self) -> &'static str {
@@ -196,7 +203,12 @@ mod tests {
     fn roles_hold_what_the_table_says() {
         let table: Vec<String> = Permission::ALL
             .into_iter()
-            .map(|p| format!("{p}: {}", p.roles().map(Role::name).collect::<Vec<_>>().join(" ")))
+            .map(|p| {
+                format!(
+                    "{p}: {}",
+                    p.roles().map(Role::name).collect::<Vec<_>>().join(" ")
+                )
+            })
             .collect();
         let all = "gatewayReader gatewayEditor gatewayAdmin owner";
         let write = "gatewayEditor gatewayAdmin owner";
@@ -219,12 +231,19 @@ mod tests {
     #[test]
     fn nobody_holds_anything_by_default() {
         let alice = Principal::User("alice".into());
-        assert!(Permission::ALL.into_iter().all(|p| !Policy::default().permits(&alice, p)));
+        assert!(
+            Permission::ALL
+                .into_iter()
+                .all(|p| !Policy::default().permits(&alice, p))
+        );
     }
 
     #[test]
     fn principals_round_trip_and_others_are_refused() {
-        assert_eq!("user:a:b".parse::<Principal>().unwrap().to_string(), "user:a:b");
+        assert_eq!(
+            "user:a:b".parse::<Principal>().unwrap().to_string(),
+            "user:a:b"
+        );
         for bad in ["alice", "user:", "group:x", "user:a\nb"] {
             assert!(bad.parse::<Principal>().is_err(), "{bad:?}");
         }

@@ -43,11 +43,26 @@ pub fn to_json<M: ReflectMessage>(message: &M) -> Result<String, serde_json::Err
 /// # Errors
 /// What is wrong, with line and column.
 pub fn from_json<M: ReflectMessage + Default>(json: &[u8]) -> Result<M, serde_json::Error> {
+    decode(json, &DeserializeOptions::new().deny_unknown_fields(true))
+}
+
+/// As [`from_json`], but passes over unknown fields: an answer may come from a newer version.
+///
+/// # Errors
+/// What is wrong, with line and column.
+pub fn from_newer_json<M: ReflectMessage + Default>(json: &[u8]) -> Result<M, serde_json::Error> {
+    decode(json, &DeserializeOptions::new().deny_unknown_fields(false))
+}
+
+fn decode<M: ReflectMessage + Default>(
+    json: &[u8],
+    options: &DeserializeOptions,
+) -> Result<M, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let dynamic = DynamicMessage::deserialize_with_options(
         M::default().descriptor(),
         &mut deserializer,
-        &DeserializeOptions::new().deny_unknown_fields(true),
+        options,
     )?;
     deserializer.end()?;
     dynamic.transcode_to().map_err(serde::de::Error::custom)

@@ -67,7 +67,9 @@ impl Grant {
         session: &str,
         now: u64,
     ) -> Result<Self, Refused> {
-        let grant: Self = key.verify(Kind::Grant, statement).map_err(Refused::Signature)?;
+        let grant: Self = key
+            .verify(Kind::Grant, statement)
+            .map_err(Refused::Signature)?;
         if grant.membership != *membership {
             return Err(Refused::Membership(grant.membership));
         }
@@ -87,8 +89,15 @@ impl Grant {
     /// [`Refused::Time`].
     pub fn check_time(&self, now: u64) -> Result<(), Refused> {
         let long = self.exp.saturating_sub(self.iat) > GRANT_SECONDS;
-        if long || now.saturating_add(LEEWAY_SECONDS) < self.iat || now > self.exp.saturating_add(LEEWAY_SECONDS) {
-            return Err(Refused::Time { iat: self.iat, exp: self.exp, now });
+        if long
+            || now.saturating_add(LEEWAY_SECONDS) < self.iat
+            || now > self.exp.saturating_add(LEEWAY_SECONDS)
+        {
+            return Err(Refused::Time {
+                iat: self.iat,
+                exp: self.exp,
+                now,
+            });
         }
         Ok(())
     }
@@ -153,7 +162,10 @@ pub struct SessionKey {
 
 impl SessionKey {
     pub(crate) const fn new(key: hmac::Key) -> Self {
-        Self { key, sent: AtomicU64::new(0) }
+        Self {
+            key,
+            sent: AtomicU64::new(0),
+        }
     }
 
     /// The next sequence number and the MAC over it and the request.
@@ -172,7 +184,8 @@ impl SessionKey {
         let mac = BASE64URL.decode(mac).map_err(|_| Refused::Mac)?;
         let mut context = hmac::Context::with_key(&self.key);
         absorb(&mut context, sealed, sequence);
-        aws_lc_rs::constant_time::verify_slices_are_equal(context.sign().as_ref(), &mac).map_err(|_| Refused::Mac)
+        aws_lc_rs::constant_time::verify_slices_are_equal(context.sign().as_ref(), &mac)
+            .map_err(|_| Refused::Mac)
     }
 }
 
@@ -184,7 +197,13 @@ impl std::fmt::Debug for SessionKey {
 
 /// Each field with its length before it, so that no two requests have one encoding.
 fn absorb(context: &mut hmac::Context, sealed: &Sealed<'_>, sequence: u64) {
-    let Sealed { grant, request_id, method, upgrade, path } = sealed;
+    let Sealed {
+        grant,
+        request_id,
+        method,
+        upgrade,
+        path,
+    } = sealed;
     context.update(&sequence.to_be_bytes());
     for field in [grant, request_id, method, upgrade, path] {
         context.update(&(field.len() as u64).to_be_bytes());
@@ -205,7 +224,10 @@ const WINDOW: u64 = 1 << 16;
 
 impl Default for ReplayWindow {
     fn default() -> Self {
-        Self { seen: vec![0; (WINDOW / 64) as usize].into_boxed_slice(), highest: None }
+        Self {
+            seen: vec![0; (WINDOW / 64) as usize].into_boxed_slice(),
+            highest: None,
+        }
     }
 }
 
@@ -242,7 +264,11 @@ impl ReplayWindow {
         Ok(())
     }
 
-    #[expect(clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "reduced modulo the window")]
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        reason = "reduced modulo the window"
+    )]
     fn place(&mut self, sequence: u64) -> (&mut u64, u64) {
         let at = sequence % WINDOW;
         (&mut self.seen[(at / 64) as usize], 1 << (at % 64))

@@ -47,7 +47,11 @@ impl Aborted {
 
     fn take_from(trailers: &mut HeaderMap) -> Option<Self> {
         let value = trailers.remove(wire::ABORT)?;
-        Some(Self(percent_decode_str(&String::from_utf8_lossy(value.as_bytes())).decode_utf8_lossy().into_owned()))
+        Some(Self(
+            percent_decode_str(&String::from_utf8_lossy(value.as_bytes()))
+                .decode_utf8_lossy()
+                .into_owned(),
+        ))
     }
 }
 
@@ -100,14 +104,27 @@ pub struct Channel {
 pub fn channel() -> (Sender, Channel) {
     let (sender, chunks) = mpsc::channel(CHUNKS);
     let end = Arc::new(OnceLock::new());
-    (Sender { chunks: sender, end: Arc::clone(&end) }, Channel { chunks, end, ended: false })
+    (
+        Sender {
+            chunks: sender,
+            end: Arc::clone(&end),
+        },
+        Channel {
+            chunks,
+            end,
+            ended: false,
+        },
+    )
 }
 
 impl Body for Channel {
     type Data = Bytes;
     type Error = Aborted;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
         if self.ended {
             return Poll::Ready(None);
         }
@@ -118,7 +135,9 @@ impl Body for Channel {
                 match self.end.get() {
                     Some(Ok(())) => None,
                     Some(Err(aborted)) => Some(Ok(Frame::trailers(aborted.to_trailer()))),
-                    None => Some(Ok(Frame::trailers(Aborted("the stream was dropped".to_owned()).to_trailer()))),
+                    None => Some(Ok(Frame::trailers(
+                        Aborted("the stream was dropped".to_owned()).to_trailer(),
+                    ))),
                 }
             }
         })
@@ -151,7 +170,10 @@ where
     type Data = Bytes;
     type Error = Aborted;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
         if self.ended {
             return Poll::Ready(None);
         }
@@ -189,7 +211,10 @@ where
     type Data = Bytes;
     type Error = Aborted;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
         Poll::Ready(match ready!(Pin::new(&mut self.0).poll_frame(cx)) {
             None => None,
             Some(Err(error)) => Some(Err(Aborted(error.to_string()))),
@@ -243,7 +268,13 @@ mod tests {
         let (sender, body) = channel();
         sender.send(Bytes::from_static(b"part")).await.unwrap();
         sender.abort(Aborted("reset\nby peer — 100 %".into()));
-        assert_eq!(far_end(body).await, (b"part".to_vec(), Some(Aborted("reset\nby peer — 100 %".into()))));
+        assert_eq!(
+            far_end(body).await,
+            (
+                b"part".to_vec(),
+                Some(Aborted("reset\nby peer — 100 %".into()))
+            )
+        );
     }
 
     #[tokio::test]

@@ -30,7 +30,14 @@ pub fn split(path_and_query: &str) -> Option<(Membership, &str)> {
         .min()
         .unwrap_or(rest.len());
     let (name, kubernetes) = rest.split_at_checked(end)?;
-    Some((name.parse().ok()?, if kubernetes.is_empty() { "/" } else { kubernetes }))
+    Some((
+        name.parse().ok()?,
+        if kubernetes.is_empty() {
+            "/"
+        } else {
+            kubernetes
+        },
+    ))
 }
 
 #[cfg(test)]

@@ -120,7 +120,10 @@ impl Share {
         )
         .map_err(|_| NoRandomness)?;
         let public = private.compute_public_key().map_err(|_| NoRandomness)?;
-        Ok(Self { private, public: BASE64URL.encode(public) })
+        Ok(Self {
+            private,
+            public: BASE64URL.encode(public),
+        })
     }
 
     /// What the other end is sent.
@@ -162,7 +165,9 @@ pub enum HandshakeError {
         ours: String,
     },
     /// The hello's time is too far off.
-    #[error("the agent's clock is off: its hello was made at {made}, and it is {now} here (Unix seconds)")]
+    #[error(
+        "the agent's clock is off: its hello was made at {made}, and it is {now} here (Unix seconds)"
+    )]
     Clock {
         /// When the hello says it was made.
         made: u64,
@@ -179,7 +184,9 @@ pub enum HandshakeError {
     #[error("the gateway's proof answers another hello")]
     Answer,
     /// The gateway's signed time is further from ours than [`CLOCK_BOUND_SECONDS`].
-    #[error("the gateway's signed time is {gateway} and ours is {ours} (Unix seconds): more than a day apart")]
+    #[error(
+        "the gateway's signed time is {gateway} and ours is {ours} (Unix seconds): more than a day apart"
+    )]
     Time {
         /// The gateway's.
         gateway: u64,
@@ -249,7 +256,11 @@ impl Opening {
             external_id: facts.external_id.clone(),
         };
         let hello = key.sign(Kind::Hello, &claims);
-        Ok(Self { share, hello, membership: claims.membership })
+        Ok(Self {
+            share,
+            hello,
+            membership: claims.membership,
+        })
     }
 
     /// The value of [`HELLO`].
@@ -261,21 +272,41 @@ impl Opening {
     ///
     /// # Errors
     /// See [`HandshakeError`]; the connection is to be dropped.
-    pub fn finish(self, root: PublicKey, chain: &str, proof: &str, now: u64) -> Result<Opened, HandshakeError> {
+    pub fn finish(
+        self,
+        root: PublicKey,
+        chain: &str,
+        proof: &str,
+        now: u64,
+    ) -> Result<Opened, HandshakeError> {
         let chain = Chain::from_header(chain).map_err(HandshakeError::Chain)?;
         // The time is signed by the key that the chain vouches for, and the chain is checked at that time:
         // peek, then verify both.
         let peeked = peek_time(proof);
-        let (grants, _) = chain.verify(root, peeked.unwrap_or(now)).map_err(HandshakeError::Chain)?;
-        let claims: Proof = grants.verify(Kind::Proof, proof).map_err(HandshakeError::Proof)?;
+        let (grants, _) = chain
+            .verify(root, peeked.unwrap_or(now))
+            .map_err(HandshakeError::Chain)?;
+        let claims: Proof = grants
+            .verify(Kind::Proof, proof)
+            .map_err(HandshakeError::Proof)?;
         if claims.iat.abs_diff(now) > CLOCK_BOUND_SECONDS {
-            return Err(HandshakeError::Time { gateway: claims.iat, ours: now });
+            return Err(HandshakeError::Time {
+                gateway: claims.iat,
+                ours: now,
+            });
         }
-        if claims.hello != fingerprint(self.hello.as_bytes()) || claims.membership != self.membership {
+        if claims.hello != fingerprint(self.hello.as_bytes())
+            || claims.membership != self.membership
+        {
             return Err(HandshakeError::Answer);
         }
         let key = self.share.agree(&claims.share, &self.hello, proof)?;
-        Ok(Opened { session: claims.session, grants, key, time: claims.iat })
+        Ok(Opened {
+            session: claims.session,
+            grants,
+            key,
+            time: claims.iat,
+        })
     }
 }
 
@@ -308,13 +339,26 @@ pub fn claimed_membership(hello: &str) -> Option<Membership> {
 ///
 /// # Errors
 /// See [`HandshakeError`].
-pub fn verify_hello(enrolled: PublicKey, root: PublicKey, hello: &str, now: u64) -> Result<Hello, HandshakeError> {
-    let claims: Hello = enrolled.verify(Kind::Hello, hello).map_err(HandshakeError::Hello)?;
+pub fn verify_hello(
+    enrolled: PublicKey,
+    root: PublicKey,
+    hello: &str,
+    now: u64,
+) -> Result<Hello, HandshakeError> {
+    let claims: Hello = enrolled
+        .verify(Kind::Hello, hello)
+        .map_err(HandshakeError::Hello)?;
     if claims.root != root.id() {
-        return Err(HandshakeError::Root { pinned: claims.root, ours: root.id() });
+        return Err(HandshakeError::Root {
+            pinned: claims.root,
+            ours: root.id(),
+        });
     }
     if claims.iat.abs_diff(now) > HELLO_SECONDS {
-        return Err(HandshakeError::Clock { made: claims.iat, now });
+        return Err(HandshakeError::Clock {
+            made: claims.iat,
+            now,
+        });
     }
     Ok(claims)
 }
@@ -334,7 +378,12 @@ pub struct Accepted {
 ///
 /// # Errors
 /// The agent's share is no key, or there is no randomness.
-pub fn accept(signing: &KeyPair, hello: &str, claims: &Hello, now: u64) -> Result<Accepted, HandshakeError> {
+pub fn accept(
+    signing: &KeyPair,
+    hello: &str,
+    claims: &Hello,
+    now: u64,
+) -> Result<Accepted, HandshakeError> {
     let share = Share::generate()?;
     let session = random_id()?;
     let proof = signing.sign(
@@ -348,7 +397,11 @@ pub fn accept(signing: &KeyPair, hello: &str, claims: &Hello, now: u64) -> Resul
         },
     );
     let key = share.agree(&claims.share, hello, &proof)?;
-    Ok(Accepted { session, proof, key })
+    Ok(Accepted {
+        session,
+        proof,
+        key,
+    })
 }
 
 #[cfg(test)]

@@ -103,7 +103,11 @@ impl PublicKey {
     ///
     /// # Errors
     /// See [`InvalidStatement`].
-    pub fn verify<T: DeserializeOwned>(&self, kind: Kind, statement: &str) -> Result<T, InvalidStatement> {
+    pub fn verify<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        statement: &str,
+    ) -> Result<T, InvalidStatement> {
         if statement.len() > MAX_LENGTH {
             return Err(InvalidStatement::TooLong);
         }
@@ -113,12 +117,15 @@ impl PublicKey {
         validation.validate_nbf = false;
         validation.validate_aud = false;
         let key = DecodingKey::from_ed_der(&self.0);
-        let token =
-            jsonwebtoken::decode::<T>(statement, &key, &validation).map_err(InvalidStatement::Signature)?;
+        let token = jsonwebtoken::decode::<T>(statement, &key, &validation)
+            .map_err(InvalidStatement::Signature)?;
         if token.header.typ.as_deref() == Some(kind.typ()) {
             Ok(token.claims)
         } else {
-            Err(InvalidStatement::Kind { wanted: kind.typ(), found: token.header.typ })
+            Err(InvalidStatement::Kind {
+                wanted: kind.typ(),
+                found: token.header.typ,
+            })
         }
     }
 }
@@ -138,7 +145,11 @@ impl fmt::Debug for PublicKey {
 impl FromStr for PublicKey {
     type Err = InvalidPublicKey;
     fn from_str(text: &str) -> Result<Self, InvalidPublicKey> {
-        Self::from_bytes(&BASE64URL.decode(text.trim()).map_err(|_| InvalidPublicKey)?)
+        Self::from_bytes(
+            &BASE64URL
+                .decode(text.trim())
+                .map_err(|_| InvalidPublicKey)?,
+        )
     }
 }
 
@@ -184,8 +195,13 @@ impl KeyPair {
     /// The bytes are something else.
     pub fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, InvalidKeyPair> {
         let pair = Ed25519KeyPair::from_pkcs8(pkcs8).map_err(|_| InvalidKeyPair)?;
-        let public = PublicKey::from_bytes(pair.public_key().as_ref()).map_err(|_| InvalidKeyPair)?;
-        Ok(Self { private: EncodingKey::from_ed_der(pkcs8), pkcs8: pkcs8.to_vec(), public })
+        let public =
+            PublicKey::from_bytes(pair.public_key().as_ref()).map_err(|_| InvalidKeyPair)?;
+        Ok(Self {
+            private: EncodingKey::from_ed_der(pkcs8),
+            pkcs8: pkcs8.to_vec(),
+            public,
+        })
     }
 
     /// The private key, to be kept where only its owner reads it.
@@ -202,14 +218,18 @@ impl KeyPair {
     ///
     /// # Panics
     /// Never: the claims that this crate signs serialize, and the key was checked when it was made.
-    #[expect(clippy::expect_used, reason = "the key was parsed, and claims are plain structs")]
+    #[expect(
+        clippy::expect_used,
+        reason = "the key was parsed, and claims are plain structs"
+    )]
     pub fn sign<T: Serialize>(&self, kind: Kind, claims: &T) -> String {
         let header = Header {
             typ: Some(kind.typ().to_owned()),
             kid: Some(self.public.id()),
             ..Header::new(Algorithm::EdDSA)
         };
-        jsonwebtoken::encode(&header, claims, &self.private).expect("an Ed25519 key signs plain claims")
+        jsonwebtoken::encode(&header, claims, &self.private)
+            .expect("an Ed25519 key signs plain claims")
     }
 }
 
@@ -234,7 +254,9 @@ mod tests {
         let statement = key.sign(Kind::Grant, &serde_json::json!({"a": 1}));
         let claims: serde_json::Value = key.public().verify(Kind::Grant, &statement).unwrap();
         assert_eq!(claims["a"], 1);
-        let other = key.public().verify::<serde_json::Value>(Kind::Proof, &statement);
+        let other = key
+            .public()
+            .verify::<serde_json::Value>(Kind::Proof, &statement);
         assert!(matches!(other, Err(InvalidStatement::Kind { .. })));
         let stranger = KeyPair::generate().unwrap().public();
         assert!(matches!(
@@ -252,15 +274,26 @@ mod tests {
             BASE64URL.encode(r#"{"alg":"none","typ":"towline-grant+jwt"}"#),
             BASE64URL.encode(r#"{"a":1}"#)
         );
-        assert!(key.public().verify::<serde_json::Value>(Kind::Grant, &none).is_err());
-        let header = Header { typ: Some(Kind::Grant.typ().to_owned()), ..Header::new(Algorithm::HS256) };
+        assert!(
+            key.public()
+                .verify::<serde_json::Value>(Kind::Grant, &none)
+                .is_err()
+        );
+        let header = Header {
+            typ: Some(Kind::Grant.typ().to_owned()),
+            ..Header::new(Algorithm::HS256)
+        };
         let hmac = jsonwebtoken::encode(
             &header,
             &serde_json::json!({"a": 1}),
             &EncodingKey::from_secret(key.public().as_bytes()),
         )
         .unwrap();
-        assert!(key.public().verify::<serde_json::Value>(Kind::Grant, &hmac).is_err());
+        assert!(
+            key.public()
+                .verify::<serde_json::Value>(Kind::Grant, &hmac)
+                .is_err()
+        );
     }
 
     #[test]
@@ -268,7 +301,10 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let again = KeyPair::from_pkcs8(key.to_pkcs8()).unwrap();
         assert_eq!(again.public(), key.public());
-        assert_eq!(key.public().to_string().parse::<PublicKey>().unwrap(), key.public());
+        assert_eq!(
+            key.public().to_string().parse::<PublicKey>().unwrap(),
+            key.public()
+        );
         assert_eq!(format!("{key:?}"), format!("KeyPair({})", key.public()));
     }
 }

@@ -59,7 +59,9 @@ pub enum InvalidChain {
     #[error("the {0} key's certificate is for another use")]
     Use(&'static str),
     /// Outside a certificate's window.
-    #[error("the {which} key's certificate is good from {nbf} to {exp}, and it is {now} (Unix seconds)")]
+    #[error(
+        "the {which} key's certificate is good from {nbf} to {exp}, and it is {now} (Unix seconds)"
+    )]
     Time {
         /// Whose certificate.
         which: &'static str,
@@ -78,7 +80,15 @@ pub fn certify(parent: &KeyPair, key: PublicKey, r#use: Use, now: u64) -> String
         Use::Issuing => ISSUING_SECONDS,
         Use::Signing => SIGNING_SECONDS,
     };
-    parent.sign(Kind::Certificate, &Certificate { key, r#use, nbf: now, exp: now + seconds })
+    parent.sign(
+        Kind::Certificate,
+        &Certificate {
+            key,
+            r#use,
+            nbf: now,
+            exp: now + seconds,
+        },
+    )
 }
 
 /// The key that a certificate vouches for and the end of its window, if `parent` signed it for this use.
@@ -95,13 +105,21 @@ pub fn certified(
         Use::Issuing => "issuing",
         Use::Signing => "signing",
     };
-    let found: Certificate =
-        parent.verify(Kind::Certificate, certificate).map_err(|e| InvalidChain::Statement(which, e))?;
+    let found: Certificate = parent
+        .verify(Kind::Certificate, certificate)
+        .map_err(|e| InvalidChain::Statement(which, e))?;
     if found.r#use != r#use {
         return Err(InvalidChain::Use(which));
     }
-    if now.saturating_add(LEEWAY_SECONDS) < found.nbf || now >= found.exp.saturating_add(LEEWAY_SECONDS) {
-        return Err(InvalidChain::Time { which, nbf: found.nbf, exp: found.exp, now });
+    if now.saturating_add(LEEWAY_SECONDS) < found.nbf
+        || now >= found.exp.saturating_add(LEEWAY_SECONDS)
+    {
+        return Err(InvalidChain::Time {
+            which,
+            nbf: found.nbf,
+            exp: found.exp,
+            now,
+        });
     }
     Ok((found.key, found.exp))
 }
@@ -132,7 +150,10 @@ impl Chain {
     /// Not two statements.
     pub fn from_header(value: &str) -> Result<Self, InvalidChain> {
         let (issuing, signing) = value.split_once(',').ok_or(InvalidChain::Form)?;
-        Ok(Self { issuing: issuing.to_owned(), signing: signing.to_owned() })
+        Ok(Self {
+            issuing: issuing.to_owned(),
+            signing: signing.to_owned(),
+        })
     }
 }
 
@@ -155,7 +176,10 @@ mod tests {
     fn a_chain_leads_from_the_root_to_the_signing_key() {
         let (root, signing, chain) = chain();
         let chain = Chain::from_header(&chain.to_header()).unwrap();
-        assert_eq!(chain.verify(root.public(), NOW).unwrap().0, signing.public());
+        assert_eq!(
+            chain.verify(root.public(), NOW).unwrap().0,
+            signing.public()
+        );
     }
 
     #[test]
@@ -163,8 +187,20 @@ mod tests {
         let (root, _, chain) = chain();
         let at = |now| chain.verify(root.public(), now);
         assert!(at(NOW + SIGNING_SECONDS - 1).is_ok());
-        assert!(matches!(at(NOW + SIGNING_SECONDS + 60), Err(InvalidChain::Time { which: "signing", .. })));
-        assert!(matches!(at(NOW + ISSUING_SECONDS + 60), Err(InvalidChain::Time { which: "issuing", .. })));
+        assert!(matches!(
+            at(NOW + SIGNING_SECONDS + 60),
+            Err(InvalidChain::Time {
+                which: "signing",
+                ..
+            })
+        ));
+        assert!(matches!(
+            at(NOW + ISSUING_SECONDS + 60),
+            Err(InvalidChain::Time {
+                which: "issuing",
+                ..
+            })
+        ));
         assert!(matches!(at(NOW - 61), Err(InvalidChain::Time { .. })));
     }
 
@@ -172,12 +208,21 @@ mod tests {
     fn another_root_or_a_swapped_certificate_is_refused() {
         let (root, _, chain) = chain();
         let stranger = KeyPair::generate().unwrap();
-        assert!(matches!(chain.verify(stranger.public(), NOW), Err(InvalidChain::Statement("issuing", _))));
+        assert!(matches!(
+            chain.verify(stranger.public(), NOW),
+            Err(InvalidChain::Statement("issuing", _))
+        ));
         let swapped = Chain::new(chain.signing.clone(), chain.issuing.clone());
         assert!(swapped.verify(root.public(), NOW).is_err());
         // A signing key can't play the issuing key.
         let root_signs_signing = certify(&root, stranger.public(), Use::Signing, NOW);
-        let forged = Chain::new(root_signs_signing, certify(&stranger, root.public(), Use::Signing, NOW));
-        assert!(matches!(forged.verify(root.public(), NOW), Err(InvalidChain::Use("issuing"))));
+        let forged = Chain::new(
+            root_signs_signing,
+            certify(&stranger, root.public(), Use::Signing, NOW),
+        );
+        assert!(matches!(
+            forged.verify(root.public(), NOW),
+            Err(InvalidChain::Use("issuing"))
+        ));
     }
 }

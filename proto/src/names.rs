@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 /// A name that isn't one; the message says what would be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {value:?} is not a DNS label (1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit)")]
+#[error(
+    "{what} {value:?} is not a DNS label (1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit)"
+)]
 pub struct InvalidName {
     what: &'static str,
     value: String,
@@ -25,7 +27,10 @@ fn label(what: &'static str, value: &str) -> Result<String, InvalidName> {
     if valid {
         Ok(value.to_owned())
     } else {
-        Err(InvalidName { what, value: value.chars().take(80).collect() })
+        Err(InvalidName {
+            what,
+            value: value.chars().take(80).collect(),
+        })
     }
 }
 
@@ -131,7 +136,11 @@ impl FromStr for Membership {
         if segments.next().is_some() {
             return Err(InvalidMembership::Form(value.chars().take(200).collect()));
         }
-        Ok(Self { project: project.parse()?, location: location.parse()?, id: id.parse()? })
+        Ok(Self {
+            project: project.parse()?,
+            location: location.parse()?,
+            id: id.parse()?,
+        })
     }
 }
 
@@ -150,8 +159,15 @@ impl From<Membership> for String {
 
 impl fmt::Display for Membership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { project, location, id } = self;
-        write!(f, "projects/{project}/locations/{location}/memberships/{id}")
+        let Self {
+            project,
+            location,
+            id,
+        } = self;
+        write!(
+            f,
+            "projects/{project}/locations/{location}/memberships/{id}"
+        )
     }
 }
 
@@ -167,10 +183,24 @@ mod tests {
 
     #[test]
     fn anything_but_labels_is_refused() {
-        for bad in ["", "-a", "a-", "A", "a.b", "a_b", "%61", "ä", &"a".repeat(64)] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a.b",
+            "a_b",
+            "%61",
+            "ä",
+            &"a".repeat(64),
+        ] {
             assert!(bad.parse::<Project>().is_err(), "{bad:?}");
         }
-        for bad in ["projects/p", "projects/p/locations/l/memberships/m/", "projects//locations/l/memberships/m"] {
+        for bad in [
+            "projects/p",
+            "projects/p/locations/l/memberships/m/",
+            "projects//locations/l/memberships/m",
+        ] {
             assert!(bad.parse::<Membership>().is_err(), "{bad:?}");
         }
     }

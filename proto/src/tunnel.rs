@@ -74,4 +74,3 @@ pub fn server() -> server::conn::http2::Builder<TokioExecutor> {
         .keep_alive_timeout(PING_LIMIT);
     builder
 }
-

@@ -33,7 +33,12 @@ pub struct Ended {
 /// Carries bytes both ways until both directions have ended or either is aborted.
 ///
 /// `kill` ends the stream with a reason, which the far end is told.
-pub async fn join<C, B>(connection: C, incoming: B, outgoing: Sender, kill: impl Future<Output = String>) -> Ended
+pub async fn join<C, B>(
+    connection: C,
+    incoming: B,
+    outgoing: Sender,
+    kill: impl Future<Output = String>,
+) -> Ended
 where
     C: AsyncRead + AsyncWrite,
     B: Body<Data = Bytes> + Unpin,
@@ -89,8 +94,15 @@ async fn send<R: AsyncRead + Unpin>(
             break;
         }
         *sent += length as u64;
-        sender.send(buffer.split().freeze()).await.map_err(|e| Aborted(e.to_string()))?;
-        room = if length == room { (room * 2).min(LARGE) } else { room };
+        sender
+            .send(buffer.split().freeze())
+            .await
+            .map_err(|e| Aborted(e.to_string()))?;
+        room = if length == room {
+            (room * 2).min(LARGE)
+        } else {
+            room
+        };
         buffer.reserve(room);
     }
     Ok(())
@@ -103,7 +115,9 @@ where
 {
     let lost = |e: std::io::Error| Aborted(format!("connection lost: {e}"));
     while let Some(frame) = incoming.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
+        let Ok(data) = frame?.into_data() else {
+            continue;
+        };
         write.write_all(&data).await.map_err(lost)?;
         write.flush().await.map_err(lost)?;
         *received += data.len() as u64;
@@ -121,13 +135,20 @@ mod tests {
     use crate::body::{Channel, channel};
 
     /// Two joined ends: what is written to one connection comes out of the other.
-    fn tunnel() -> (tokio::io::DuplexStream, tokio::io::DuplexStream, impl Future<Output = (Ended, Ended)>) {
+    fn tunnel() -> (
+        tokio::io::DuplexStream,
+        tokio::io::DuplexStream,
+        impl Future<Output = (Ended, Ended)>,
+    ) {
         let (near, a) = duplex(16);
         let (far, b) = duplex(16);
         let (to_far, from_near): (_, Channel) = channel();
         let (to_near, from_far) = channel();
         let both = async move {
-            tokio::join!(join(a, from_far, to_far, pending()), join(b, from_near, to_near, pending()))
+            tokio::join!(
+                join(a, from_far, to_far, pending()),
+                join(b, from_near, to_near, pending())
+            )
         };
         (near, far, both)
     }
@@ -154,8 +175,22 @@ mod tests {
             assert_eq!(answered, [b'y'; 5000]);
         };
         let ((a, b), ()) = tokio::join!(both, talk);
-        assert_eq!(a, Ended { sent: 1000, received: 5000, aborted: None });
-        assert_eq!(b, Ended { sent: 5000, received: 1000, aborted: None });
+        assert_eq!(
+            a,
+            Ended {
+                sent: 1000,
+                received: 5000,
+                aborted: None
+            }
+        );
+        assert_eq!(
+            b,
+            Ended {
+                sent: 5000,
+                received: 1000,
+                aborted: None
+            }
+        );
     }
 
     #[tokio::test]
@@ -165,8 +200,10 @@ mod tests {
         let (to_far, from_near) = channel();
         let (to_near, from_far) = channel();
         let kill = async { "permission gone".to_owned() };
-        let (a, b) =
-            tokio::join!(join(a, from_far, to_far, kill), join(b, from_near, to_near, pending()));
+        let (a, b) = tokio::join!(
+            join(a, from_far, to_far, kill),
+            join(b, from_near, to_near, pending())
+        );
         let aborted = Some(Aborted("permission gone".into()));
         assert_eq!((a.aborted, b.aborted), (aborted.clone(), aborted));
         drop(near);

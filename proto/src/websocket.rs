@@ -52,12 +52,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketConnection<S> {
             End::Client => Role::Client,
             End::Server => Role::Server,
         };
-        Self { socket: WebSocketStream::from_raw_socket(stream, role, Some(config)).await, unread: Bytes::new() }
+        Self {
+            socket: WebSocketStream::from_raw_socket(stream, role, Some(config)).await,
+            unread: Bytes::new(),
+        }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocketConnection<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         while this.unread.is_empty() {
             match ready!(Pin::new(&mut this.socket).poll_next(cx)) {
@@ -65,7 +72,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocketConnection<S> {
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Close(_))) | None => return Poll::Ready(Ok(())),
                 Some(Ok(Message::Text(_) | Message::Frame(_))) => {
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a text message in a session")));
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "a text message in a session",
+                    )));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(into_io(error))),
             }
@@ -80,21 +90,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocketConnection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketConnection<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.socket).poll_ready(cx)).map_err(into_io)?;
         let bytes = buf.get(..buf.len().min(MESSAGE)).unwrap_or(buf);
         let length = bytes.len();
-        Pin::new(&mut this.socket).start_send(Message::Binary(Bytes::copy_from_slice(bytes))).map_err(into_io)?;
+        Pin::new(&mut this.socket)
+            .start_send(Message::Binary(Bytes::copy_from_slice(bytes)))
+            .map_err(into_io)?;
         Poll::Ready(Ok(length))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_flush(cx).map_err(into_io)
+        Pin::new(&mut self.get_mut().socket)
+            .poll_flush(cx)
+            .map_err(into_io)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_close(cx).map_err(into_io)
+        Pin::new(&mut self.get_mut().socket)
+            .poll_close(cx)
+            .map_err(into_io)
     }
 }
 
@@ -117,9 +137,13 @@ mod tests {
     #[tokio::test]
     async fn bytes_pass_whole_through_a_small_pipe() {
         let (a, b) = tokio::io::duplex(10);
-        let (client, server) =
-            tokio::join!(WebSocketConnection::new(a, End::Client), WebSocketConnection::new(b, End::Server));
-        let data: Vec<u8> = (0..200_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
+        let (client, server) = tokio::join!(
+            WebSocketConnection::new(a, End::Client),
+            WebSocketConnection::new(b, End::Server)
+        );
+        let data: Vec<u8> = (0..200_000_u32)
+            .map(|n| u8::try_from(n % 251).unwrap())
+            .collect();
         let (mut from, mut to) = tokio::io::split(client);
         let echo = async {
             let (mut read, mut write) = tokio::io::split(server);

@@ -130,8 +130,11 @@ pub fn strip_hop_by_hop(headers: &mut http::HeaderMap) {
     for name in HOP_BY_HOP {
         headers.remove(name);
     }
-    let own: Vec<http::HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
+    let own: Vec<http::HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with(PREFIX))
+        .cloned()
+        .collect();
     for name in own {
         headers.remove(name);
     }
@@ -163,6 +166,12 @@ mod tests {
             headers.insert(name, value.parse().unwrap());
         }
         strip_hop_by_hop(&mut headers);
-        assert_eq!(headers.keys().map(http::HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
+        assert_eq!(
+            headers
+                .keys()
+                .map(http::HeaderName::as_str)
+                .collect::<Vec<_>>(),
+            ["accept"]
+        );
     }
 }

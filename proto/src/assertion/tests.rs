@@ -21,7 +21,8 @@ fn grant() -> Grant {
 fn a_grant_is_good_for_its_session_and_minute() {
     let key = KeyPair::generate().unwrap();
     let statement = grant().sign(&key);
-    let verify = |session, now| Grant::verify(&statement, key.public(), &grant().membership, session, now);
+    let verify =
+        |session, now| Grant::verify(&statement, key.public(), &grant().membership, session, now);
     assert_eq!(verify("s", NOW + 30).unwrap(), grant());
     assert!(matches!(verify("t", NOW), Err(Refused::Session)));
     assert!(matches!(verify("s", NOW + 66), Err(Refused::Time { .. })));
@@ -34,25 +35,63 @@ fn a_grant_is_good_for_its_session_and_minute() {
 #[test]
 fn a_grant_without_user_or_for_an_hour_is_refused() {
     let key = KeyPair::generate().unwrap();
-    let verify = |grant: &Grant| Grant::verify(&grant.sign(&key), key.public(), &grant.membership, "s", NOW);
-    assert!(matches!(verify(&Grant { user: String::new(), ..grant() }), Err(Refused::Anonymous)));
-    assert!(matches!(verify(&Grant { exp: NOW + 3600, ..grant() }), Err(Refused::Time { .. })));
+    let verify =
+        |grant: &Grant| Grant::verify(&grant.sign(&key), key.public(), &grant.membership, "s", NOW);
+    assert!(matches!(
+        verify(&Grant {
+            user: String::new(),
+            ..grant()
+        }),
+        Err(Refused::Anonymous)
+    ));
+    assert!(matches!(
+        verify(&Grant {
+            exp: NOW + 3600,
+            ..grant()
+        }),
+        Err(Refused::Time { .. })
+    ));
 }
 
 #[test]
 fn a_mac_covers_every_field() {
     let key = SessionKey::new(hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]));
-    let sealed = Sealed { grant: "g", request_id: "r", method: "GET", upgrade: "", path: "/api?x=1" };
+    let sealed = Sealed {
+        grant: "g",
+        request_id: "r",
+        method: "GET",
+        upgrade: "",
+        path: "/api?x=1",
+    };
     let (sequence, mac) = key.seal(&sealed);
     key.verify(&sealed, sequence, &mac).unwrap();
     for changed in [
-        Sealed { grant: "h", ..sealed },
-        Sealed { request_id: "s", ..sealed },
-        Sealed { method: "PUT", ..sealed },
-        Sealed { upgrade: "websocket", ..sealed },
-        Sealed { path: "/api?x=2", ..sealed },
+        Sealed {
+            grant: "h",
+            ..sealed
+        },
+        Sealed {
+            request_id: "s",
+            ..sealed
+        },
+        Sealed {
+            method: "PUT",
+            ..sealed
+        },
+        Sealed {
+            upgrade: "websocket",
+            ..sealed
+        },
+        Sealed {
+            path: "/api?x=2",
+            ..sealed
+        },
         // The same characters, split otherwise.
-        Sealed { method: "GE", upgrade: "T", ..sealed },
+        Sealed {
+            method: "GE",
+            upgrade: "T",
+            ..sealed
+        },
     ] {
         assert!(key.verify(&changed, sequence, &mac).is_err(), "{changed:?}");
     }

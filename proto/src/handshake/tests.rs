@@ -18,7 +18,11 @@ fn gateway() -> Gateway {
         keys::certify(&root, issuing.public(), Use::Issuing, NOW),
         keys::certify(&issuing, signing.public(), Use::Signing, NOW),
     );
-    Gateway { root, signing, chain: chain.to_header() }
+    Gateway {
+        root,
+        signing,
+        chain: chain.to_header(),
+    }
 }
 
 fn membership() -> Membership {
@@ -26,7 +30,14 @@ fn membership() -> Membership {
 }
 
 fn open(agent: &KeyPair, gateway: &Gateway, now: u64) -> Opening {
-    Opening::new(agent, membership(), gateway.root.public(), &Facts::default(), now).unwrap()
+    Opening::new(
+        agent,
+        membership(),
+        gateway.root.public(),
+        &Facts::default(),
+        now,
+    )
+    .unwrap()
 }
 
 #[test]
@@ -36,11 +47,19 @@ fn both_ends_come_to_the_same_key() {
     assert_eq!(claimed_membership(opening.hello()), Some(membership()));
     let hello = verify_hello(agent.public(), gateway.root.public(), opening.hello(), NOW).unwrap();
     let accepted = accept(&gateway.signing, opening.hello(), &hello, NOW).unwrap();
-    let opened = opening.finish(gateway.root.public(), &gateway.chain, &accepted.proof, NOW).unwrap();
+    let opened = opening
+        .finish(gateway.root.public(), &gateway.chain, &accepted.proof, NOW)
+        .unwrap();
     assert_eq!(opened.session, accepted.session);
     assert_eq!(opened.time, NOW);
 
-    let sealed = Sealed { grant: "g", request_id: "r", method: "GET", upgrade: "", path: "/api" };
+    let sealed = Sealed {
+        grant: "g",
+        request_id: "r",
+        method: "GET",
+        upgrade: "",
+        path: "/api",
+    };
     let (sequence, mac) = accepted.key.seal(&sealed);
     opened.key.verify(&sealed, sequence, &mac).unwrap();
     assert!(opened.key.verify(&sealed, sequence + 1, &mac).is_err());
@@ -55,7 +74,12 @@ fn a_hello_of_another_key_root_or_hour_is_refused() {
     assert!(matches!(refused, Err(HandshakeError::Hello(_))));
     let refused = verify_hello(agent.public(), stranger, opening.hello(), NOW);
     assert!(matches!(refused, Err(HandshakeError::Root { .. })));
-    let refused = verify_hello(agent.public(), gateway.root.public(), opening.hello(), NOW + 3600);
+    let refused = verify_hello(
+        agent.public(),
+        gateway.root.public(),
+        opening.hello(),
+        NOW + 3600,
+    );
     assert!(matches!(refused, Err(HandshakeError::Clock { .. })));
 }
 
@@ -65,7 +89,12 @@ fn an_answer_to_another_hello_or_of_another_gateway_is_refused() {
     let answered = open(&agent, &gateway, NOW);
     let hello = verify_hello(agent.public(), gateway.root.public(), answered.hello(), NOW).unwrap();
     let accepted = accept(&gateway.signing, answered.hello(), &hello, NOW).unwrap();
-    let refused = open(&agent, &gateway, NOW).finish(gateway.root.public(), &gateway.chain, &accepted.proof, NOW);
+    let refused = open(&agent, &gateway, NOW).finish(
+        gateway.root.public(),
+        &gateway.chain,
+        &accepted.proof,
+        NOW,
+    );
     assert!(matches!(refused, Err(HandshakeError::Answer)));
 
     let other = self::gateway();
@@ -79,9 +108,15 @@ fn an_hour_off_is_fine_and_two_days_are_not() {
     for (off, fine) in [(3600, true), (2 * 24 * 3600, false)] {
         let (gateway, agent) = (gateway(), KeyPair::generate().unwrap());
         let opening = open(&agent, &gateway, NOW);
-        let hello = verify_hello(agent.public(), gateway.root.public(), opening.hello(), NOW).unwrap();
+        let hello =
+            verify_hello(agent.public(), gateway.root.public(), opening.hello(), NOW).unwrap();
         let accepted = accept(&gateway.signing, opening.hello(), &hello, NOW).unwrap();
-        let opened = opening.finish(gateway.root.public(), &gateway.chain, &accepted.proof, NOW + off);
+        let opened = opening.finish(
+            gateway.root.public(),
+            &gateway.chain,
+            &accepted.proof,
+            NOW + off,
+        );
         assert_eq!(opened.is_ok(), fine, "{off} s: {:?}", opened.err());
     }
 }

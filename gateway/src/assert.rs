@@ -1,0 +1,300 @@
+//! What goes down a tunnel: from a lease and a request to an [`Outbound`].
+//!
+//! Threat: impersonation fails open. A request that reaches the API server with the agent's own token and without
+//! `Impersonate-User` *is* the agent.
+//! Decision: an [`Outbound`] has one constructor, which takes a [`Lease`], and so an authorized identity; a
+//! tunnel takes nothing else. Whatever of the caller's could speak for somebody is refused (`Impersonate-*`)
+//! or left out (credentials).
+//! Consequence: this does not compile:
+//!
+//! ```compile_fail,E0451
+//! use towline_gateway::assert::Outbound;
+//! fn forge(head: http::request::Parts, body: towline_gateway::request::Body) -> Outbound {
+//!     Outbound { lease: todo!(), head, body, request_id: String::new() }
+//! }
+//! ```
+//!
+//! And neither does handing a bare request to a tunnel:
+//!
+//! ```compile_fail,E0308
+//! use towline_gateway::{request::Body, tunnels::Tunnel};
+//! async fn smuggle(tunnel: &Tunnel, request: http::Request<Body>) {
+//!     let _ = tunnel.send(request).await;
+//! }
+//! ```
+
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use towline_proto::{body::Aborted, wire};
+
+use crate::{authn::BEARER_SUBPROTOCOL, error::Refused, quota::Lease, target::Kind};
+
+/// An authorized request, ready for a tunnel.
+pub struct Outbound {
+    lease: Lease,
+    head: Parts,
+    body: CallerBody,
+    request_id: String,
+}
+
+impl std::fmt::Debug for Outbound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbound")
+            .field("request_id", &self.request_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Clears a request for the tunnel.
+///
+/// # Errors
+/// 400 where a header could speak for somebody else.
+pub fn outbound(
+    lease: Lease,
+    mut head: Parts,
+    body: Incoming,
+    request_id: String,
+    client: IpAddr,
+) -> Result<Outbound, Refused> {
+    refuse_impersonation(&head.headers)?;
+    // Host is the API server's own name at the agent; the tunnel carries no caller's.
+    wire::strip_hop_by_hop(&mut head.headers);
+    head.headers.remove(header::HOST);
+    strip_credentials(&mut head.headers);
+    if let Ok(client) = HeaderValue::from_str(&client.to_string()) {
+        head.headers.insert("x-forwarded-for", client);
+    }
+    Ok(Outbound {
+        lease,
+        head,
+        body: CallerBody(body),
+        request_id,
+    })
+}
+
+impl Outbound {
+    /// The lease, held for as long as the request runs.
+    pub const fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// The request's id.
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    /// What a tunnel sends: the caller's method, headers and body.
+    pub(crate) fn into_parts(self) -> (Lease, Method, HeaderMap, CallerBody) {
+        (self.lease, self.head.method, self.head.headers, self.body)
+    }
+}
+
+/// Any spelling, also where `Connection` or `Trailer` names it.
+fn refuse_impersonation(headers: &HeaderMap) -> Result<(), Refused> {
+    let refuse = |name: &str| {
+        Err(Refused::Header(format!(
+            "header {name:?} would impersonate, which this gateway does not pass on; leave out --as, --as-group and --as-uid"
+        )))
+    };
+    if let Some(name) = headers.keys().find(|name| impersonates(name.as_str())) {
+        return refuse(name.as_str());
+    }
+    for list in [header::CONNECTION, header::TRAILER] {
+        let named = headers
+            .get_all(&list)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .map(|name| String::from_utf8_lossy(name.trim_ascii()).into_owned())
+            .find(|name| impersonates(name));
+        if let Some(name) = named {
+            return refuse(&name);
+        }
+    }
+    Ok(())
+}
+
+/// Proxies and CGI-like servers take `_` for `-`, so both count.
+fn impersonates(name: &str) -> bool {
+    name.to_ascii_lowercase()
+        .replace('_', "-")
+        .starts_with("impersonate")
+}
+
+/// The caller's credential never goes down the tunnel, nor what a front proxy would vouch for.
+fn strip_credentials(headers: &mut HeaderMap) {
+    headers.remove(header::AUTHORIZATION);
+    headers.remove(header::COOKIE);
+    headers.remove(header::PROXY_AUTHORIZATION);
+    headers.remove(header::FORWARDED);
+    let claims: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let name = name.as_str().replace('_', "-");
+            name.starts_with("x-remote-") || name.starts_with("x-forwarded-")
+        })
+        .cloned()
+        .collect();
+    for name in claims {
+        headers.remove(name);
+    }
+    let offered: Vec<&str> = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .collect();
+    if offered
+        .iter()
+        .any(|protocol| protocol.starts_with(BEARER_SUBPROTOCOL))
+    {
+        let kept: Vec<&str> = offered
+            .into_iter()
+            .filter(|protocol| !protocol.starts_with(BEARER_SUBPROTOCOL))
+            .collect();
+        let kept = HeaderValue::from_str(&kept.join(", "));
+        headers.remove(header::SEC_WEBSOCKET_PROTOCOL);
+        if let Ok(kept) = kept
+            && !kept.is_empty()
+        {
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, kept);
+        }
+    }
+}
+
+/// The caller's body; trailers can't speak for anybody either.
+#[derive(Debug)]
+pub struct CallerBody(Incoming);
+
+impl CallerBody {
+    /// Whether the caller sends no body at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_end_stream()
+    }
+}
+
+impl HttpBody for CallerBody {
+    type Data = Bytes;
+    type Error = Aborted;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
+        Pin::new(&mut self.0).poll_frame(cx).map(|frame| {
+            let frame = match frame? {
+                Ok(frame) => frame,
+                Err(error) => return Some(Err(Aborted(format!("the caller went away: {error}")))),
+            };
+            match frame.trailers_ref() {
+                Some(trailers) if trailers.keys().any(|name| impersonates(name.as_str())) => {
+                    Some(Err(Aborted("a trailer would impersonate".to_owned())))
+                }
+                Some(trailers)
+                    if trailers
+                        .keys()
+                        .any(|name| name.as_str().starts_with(wire::PREFIX)) =>
+                {
+                    Some(Err(Aborted("a trailer is the tunnel's own".to_owned())))
+                }
+                _ => Some(Ok(frame)),
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+/// Whether a request is an upgrade, and to what.
+pub(crate) const fn upgrade(kind: &Kind) -> Option<&String> {
+    match kind {
+        Kind::Upgrade { protocol } => Some(protocol),
+        Kind::Short | Kind::LongRunning { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn impersonation_is_refused_in_any_spelling_and_position() {
+        for pairs in [
+            &[("impersonate-user", "root")][..],
+            &[("IMPERSONATE-Group", "system:masters")],
+            &[("Impersonate_User", "root")],
+            &[("impersonate-extra-scopes", "x")],
+            &[("impersonate-uid", "0")],
+            &[
+                ("accept", "*/*"),
+                ("impersonate-user", "a"),
+                ("impersonate-user", "b"),
+            ],
+            &[("connection", "close, Impersonate-User")],
+            &[("connection", "close"), ("connection", "impersonate-group")],
+            &[("trailer", "X-Sum,Impersonate-User")],
+        ] {
+            assert!(refuse_impersonation(&headers(pairs)).is_err(), "{pairs:?}");
+        }
+        assert!(
+            refuse_impersonation(&headers(&[
+                ("accept", "impersonate-user"),
+                ("connection", "close")
+            ]))
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn credentials_stay_here() {
+        let mut headers = headers(&[
+            ("authorization", "Bearer t"),
+            ("cookie", "a=b"),
+            ("proxy-authorization", "Basic x"),
+            ("x-remote-user", "root"),
+            ("X-Remote-Extra-Scopes", "x"),
+            ("x_remote_group", "system:masters"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("forwarded", "for=1"),
+            (
+                "sec-websocket-protocol",
+                "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.dG9rZW4",
+            ),
+            ("accept", "application/json"),
+        ]);
+        strip_credentials(&mut headers);
+        let left: Vec<(&str, &str)> = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+            .collect();
+        assert_eq!(
+            left,
+            [
+                ("accept", "application/json"),
+                ("sec-websocket-protocol", "v5.channel.k8s.io")
+            ]
+        );
+    }
+}

@@ -1,0 +1,370 @@
+//! The answer: from what came up the tunnel to what the caller gets.
+//!
+//! Before the head a failure is always a `Status`. After it, an end that is not clean is told in the caller's own
+//! protocol: an ERROR event in a JSON watch, a Close frame in a WebSocket, and an abort in everything else.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts, response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper_util::rt::TokioIo;
+use towline_proto::{
+    body::{self, Aborted, FromTunnel},
+    endpoint,
+    upgraded::{self, Ended},
+    wire,
+};
+
+use crate::{
+    app::Gateway,
+    error::Refused,
+    live::{Running, Stream},
+    request::Body,
+    target::{Kind, Place},
+    tunnels::{Held, Sent},
+};
+use websocket::Framed;
+
+mod websocket;
+
+/// What of the caller's request an answer depends on.
+#[derive(Debug)]
+pub struct Origin {
+    host: Option<String>,
+}
+
+impl Origin {
+    /// Remembers it.
+    pub fn of(head: &Parts) -> Self {
+        let host = head.uri.authority().map(ToString::to_string).or_else(|| {
+            head.headers
+                .get(header::HOST)
+                .and_then(|host| host.to_str().ok())
+                .map(str::to_owned)
+        });
+        Self { host }
+    }
+}
+
+/// Turns the agent's answer into the caller's.
+///
+/// # Errors
+/// The agent's own refusals, and an upgrade that the caller's connection can't make.
+pub async fn answer(
+    gateway: &Gateway,
+    sent: Sent,
+    upgrade: Option<OnUpgrade>,
+    origin: &Origin,
+    request_id: &str,
+) -> Result<Response<Body>, Refused> {
+    let Sent {
+        response,
+        outgoing,
+        held,
+    } = sent;
+    let (mut head, body) = response.into_parts();
+    if let Some(code) = head.headers.get(wire::REFUSAL).cloned() {
+        return Err(refusal(&code, body).await);
+    }
+    let upgraded = head.headers.get(wire::UPGRADED).cloned();
+    wire::strip_hop_by_hop(&mut head.headers);
+    keep_prefix(&mut head.headers, &held, origin);
+
+    let permit = held.lease().permit();
+    let stream = |protocol: &str| {
+        let target = permit.target();
+        gateway.live.start(Stream {
+            request_id: request_id.to_owned(),
+            principal: permit.identity().principal.to_string(),
+            membership: permit.membership().clone(),
+            path: target.path.split('?').next().unwrap_or_default().to_owned(),
+            protocol: protocol.to_owned(),
+            started: 0,
+            ended: 0,
+            reason: String::new(),
+        })
+    };
+    match (upgraded, outgoing, &permit.target().kind) {
+        (Some(protocol), Some(outgoing), Kind::Upgrade { .. }) => {
+            let Some(upgrade) = upgrade else {
+                return Err(Refused::Header(
+                    "this connection can't be upgraded; use HTTP/1.1".to_owned(),
+                ));
+            };
+            let running = stream(&String::from_utf8_lossy(protocol.as_bytes()));
+            Ok(switch(
+                gateway,
+                head,
+                protocol,
+                Pipe {
+                    upgrade,
+                    body,
+                    outgoing,
+                    held,
+                    running,
+                },
+            ))
+        }
+        (None, _, Kind::LongRunning { watch }) => {
+            let running = stream(if *watch { "watch" } else { "long-running" });
+            let json_watch = *watch && head.status == StatusCode::OK && is_json(&head.headers);
+            let revoked = Box::pin(ended(&held));
+            let body = LongRunning {
+                body: FromTunnel(body),
+                revoked,
+                running: Some(running),
+                events: json_watch.then(|| request_id.to_owned()),
+                at_boundary: true,
+                over: false,
+                _held: held,
+            };
+            Ok(Response::from_parts(head, body.boxed_unsync()))
+        }
+        (None, _, _) => Ok(Response::from_parts(
+            head,
+            Plain {
+                body: FromTunnel(body),
+                _held: held,
+            }
+            .boxed_unsync(),
+        )),
+        (Some(_), _, _) => Err(Refused::Cluster(
+            "the agent switched protocols without being asked".to_owned(),
+        )),
+    }
+}
+
+/// Resolves with the reason why a stream that runs has to end.
+fn ended(held: &Held) -> impl Future<Output = String> + Send + 'static {
+    let closed = held.closed.clone();
+    let revoked = held.lease().permit().revoked();
+    async move {
+        tokio::select! {
+            biased;
+            reason = revoked => reason,
+            () = closed.cancelled() => Refused::AgentLost.to_string(),
+        }
+    }
+}
+
+/// The agent's refusal in the gateway's words.
+async fn refusal(code: &HeaderValue, body: Incoming) -> Refused {
+    let sentence = match Limited::new(body, wire::MAX_REFUSAL).collect().await {
+        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
+        Err(_) => "the agent gave no reason".to_owned(),
+    };
+    match code.to_str().unwrap_or_default().parse() {
+        Ok(wire::Refusal::Impersonation) => Refused::Impersonation(sentence),
+        Ok(wire::Refusal::Identity) => Refused::Impersonation(sentence),
+        Ok(wire::Refusal::Upstream) => Refused::Cluster(sentence),
+        Ok(wire::Refusal::Malformed) => Refused::Header(sentence),
+        Ok(wire::Refusal::Overloaded) => Refused::AgentBusy(sentence),
+        Ok(wire::Refusal::Draining) => Refused::AgentLost,
+        Ok(wire::Refusal::Assertion) => Refused::Assertion(sentence),
+        Err(unknown) => Refused::Cluster(format!("{sentence} ({unknown})")),
+    }
+}
+
+/// A redirect within the API server stays within the membership's URL.
+fn keep_prefix(headers: &mut HeaderMap, held: &Held, origin: &Origin) {
+    let permit = held.lease().permit();
+    if permit.target().place == Place::OfToken {
+        return;
+    }
+    let Some(location) = headers
+        .get(header::LOCATION)
+        .and_then(|value| value.to_str().ok())
+    else {
+        return;
+    };
+    let own = origin.host.as_deref().and_then(|host| {
+        let rest = location
+            .strip_prefix("https://")
+            .or_else(|| location.strip_prefix("http://"))?;
+        rest.strip_prefix(host).filter(|path| path.starts_with('/'))
+    });
+    let path = match own {
+        Some(path) => path,
+        None if location.starts_with('/') && !location.starts_with("//") => location,
+        None => return,
+    };
+    let prefix = endpoint::path(permit.membership());
+    if path.starts_with(&prefix) {
+        return;
+    }
+    if let Ok(kept) = HeaderValue::from_str(&format!("{prefix}{path}")) {
+        headers.insert(header::LOCATION, kept);
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| {
+            value.split(';').next().unwrap_or_default().trim() == "application/json"
+        })
+        && !headers.contains_key(header::CONTENT_ENCODING)
+}
+
+/// An upgraded stream's parts.
+struct Pipe {
+    upgrade: OnUpgrade,
+    body: Incoming,
+    outgoing: body::Sender,
+    held: Held,
+    running: Running,
+}
+
+/// Answers 101 and carries bytes from then on.
+fn switch(
+    gateway: &Gateway,
+    mut head: response::Parts,
+    protocol: HeaderValue,
+    pipe: Pipe,
+) -> Response<Body> {
+    let websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
+    head.status = StatusCode::SWITCHING_PROTOCOLS;
+    head.headers.remove(header::CONTENT_LENGTH);
+    head.headers
+        .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    head.headers.insert(header::UPGRADE, protocol);
+    gateway.tasks.spawn(async move {
+        let Pipe {
+            upgrade,
+            body,
+            outgoing,
+            held,
+            running,
+        } = pipe;
+        let connection = match upgrade.await {
+            Ok(connection) => TokioIo::new(connection),
+            Err(error) => {
+                outgoing.abort(Aborted(format!("the caller went away: {error}")));
+                running.end("the caller went away before the switch");
+                return;
+            }
+        };
+        let mut connection = Framed::new(connection, websocket);
+        let Ended {
+            aborted,
+            sent,
+            received,
+        } = upgraded::join(&mut connection, body, outgoing, ended(&held)).await;
+        match aborted {
+            None => running.end("ended"),
+            Some(aborted) => {
+                tracing::debug!(sent, received, reason = aborted.0, "stream aborted");
+                connection.close(&aborted.0).await;
+                running.end(&aborted.0);
+            }
+        }
+        drop(held);
+    });
+    Response::from_parts(
+        head,
+        Empty::new().map_err(|never| match never {}).boxed_unsync(),
+    )
+}
+
+/// An answer that ends by itself.
+struct Plain {
+    body: FromTunnel<Incoming>,
+    _held: Held,
+}
+
+impl HttpBody for Plain {
+    type Data = Bytes;
+    type Error = Aborted;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer that goes on: it ends when its permission does, and a watch says so.
+struct LongRunning<R> {
+    body: FromTunnel<Incoming>,
+    revoked: Pin<Box<R>>,
+    running: Option<Running>,
+    /// A JSON watch: the request's id, for the event that tells of an early end.
+    events: Option<String>,
+    /// Whether the last byte sent ended an event.
+    at_boundary: bool,
+    over: bool,
+    _held: Held,
+}
+
+impl<R: Future<Output = String>> LongRunning<R> {
+    fn abort(&mut self, aborted: Aborted) -> Option<Result<Frame<Bytes>, Aborted>> {
+        self.over = true;
+        if let Some(running) = self.running.take() {
+            running.end(&aborted.0);
+        }
+        match &self.events {
+            Some(request_id) if self.at_boundary => {
+                let status = serde_json::json!({
+                    "type": "ERROR",
+                    "object": {
+                        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                        "message": format!("{aborted} (towline, request {request_id})"),
+                        "reason": "ServiceUnavailable", "code": 503,
+                    },
+                });
+                Some(Ok(Frame::data(Bytes::from(format!("{status}\n")))))
+            }
+            _ => Some(Err(aborted)),
+        }
+    }
+}
+
+impl<R: Future<Output = String>> HttpBody for LongRunning<R> {
+    type Data = Bytes;
+    type Error = Aborted;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
+        let this = self.get_mut();
+        if this.over {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(reason) = this.revoked.as_mut().poll(cx) {
+            return Poll::Ready(this.abort(Aborted(reason)));
+        }
+        Poll::Ready(match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if let Some(last) = frame.data_ref().and_then(|data| data.last()) {
+                    this.at_boundary = *last == b'\n';
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(aborted)) => this.abort(aborted),
+            None => {
+                this.over = true;
+                if let Some(running) = this.running.take() {
+                    running.end("ended");
+                }
+                None
+            }
+        })
+    }
+}

@@ -1,0 +1,72 @@
+//! One request, from its head to the end of its answer.
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use towline_proto::{body::Aborted, handshake::random_id};
+
+use crate::{
+    app::Gateway,
+    assert, authn, authz,
+    error::{self, Refused},
+    forward,
+    target::Target,
+};
+
+/// What callers are answered with.
+pub type Body = UnsyncBoxBody<Bytes, Aborted>;
+
+/// Serves one request: the stages in their order, each used up by the next.
+pub async fn serve(
+    gateway: &Gateway,
+    client: IpAddr,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let request_id = match random_id() {
+        Ok(id) => id,
+        Err(error) => return Refused::Internal(error.to_string()).into_response("-"),
+    };
+    let method = request.method().clone();
+    let mut response = match run(gateway, client, request, &request_id).await {
+        Ok(response) => response,
+        Err(refused) => {
+            tracing::info!(request_id, %client, %method, layer = refused.layer(), reason = %refused, "refused");
+            refused.into_response(&request_id)
+        }
+    };
+    if let Ok(id) = http::HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert(error::REQUEST_ID, id);
+    }
+    response
+}
+
+async fn run(
+    gateway: &Gateway,
+    client: IpAddr,
+    request: Request<Incoming>,
+    request_id: &str,
+) -> Result<Response<Body>, Refused> {
+    let (mut head, body) = request.into_parts();
+
+    // Everything that decides, before anything has an effect.
+    let target = Target::parse(&head)?;
+    let upgrade = head.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let caller = authn::identify(gateway, &head.headers, &target).await?;
+    let permit = authz::permit(gateway, caller, target).await?;
+    let lease = gateway.quotas.lease(permit)?;
+    let origin = forward::Origin::of(&head);
+    let outbound = assert::outbound(lease, head, body, request_id.to_owned(), client)?;
+
+    // Everything that may fail before the answer's head.
+    let tunnel = gateway
+        .tunnels
+        .to(outbound.lease().permit().membership())
+        .await?;
+    let sent = tunnel.send(outbound).await?;
+
+    // From here on errors can't be HTTP any more.
+    forward::answer(gateway, sent, upgrade, &origin, request_id).await
+}

@@ -1,0 +1,396 @@
+//! The sessions that agents hold open, by membership, and how a request goes down one.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, Uri};
+use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, client::conn::http2::SendRequest};
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
+use towline_proto::{
+    assertion::{GRANT_SECONDS, Grant, Sealed, SessionKey},
+    body::{self, Aborted},
+    jws::KeyPair,
+    names::Membership,
+    tunnel, wire,
+};
+
+use crate::{
+    assert::{self, Outbound},
+    authn::Identity,
+    clock::Clock,
+    error::Refused,
+    quota::Lease,
+};
+
+/// How long a request waits for an agent that was here a moment ago.
+const RECONNECT_WAIT: Duration = Duration::from_secs(5);
+
+/// How long ago "a moment ago" may be; also how long after the gateway's own start agents are waited for.
+const RECENT: Duration = Duration::from_secs(60);
+
+/// What travels in a request's body.
+pub type RequestBody = UnsyncBoxBody<Bytes, Aborted>;
+
+/// One live session of a membership.
+#[derive(Debug)]
+pub struct Tunnel {
+    membership: Membership,
+    session: String,
+    key: SessionKey,
+    signing: Arc<KeyPair>,
+    clock: Clock,
+    requests: SendRequest<RequestBody>,
+    streams: Arc<AtomicUsize>,
+    grants: Mutex<HashMap<String, CachedGrant>>,
+    closed: CancellationToken,
+}
+
+#[derive(Debug)]
+struct CachedGrant {
+    identity: Arc<Identity>,
+    statement: HeaderValue,
+    exp: u64,
+}
+
+/// A request that is on its way, or the answer to it, with what it holds.
+#[derive(Debug)]
+pub struct Sent {
+    /// The agent's answer.
+    pub response: Response<Incoming>,
+    /// What is written into the request's body, for an upgrade.
+    pub outgoing: Option<body::Sender>,
+    /// Held until the stream ends.
+    pub held: Held,
+}
+
+/// A stream's place in its tunnel and its lease.
+#[derive(Debug)]
+pub struct Held {
+    lease: Lease,
+    _stream: StreamCount,
+    /// Cancelled when the session is over.
+    pub closed: CancellationToken,
+}
+
+impl Held {
+    /// The lease that the stream runs on.
+    pub const fn lease(&self) -> &Lease {
+        &self.lease
+    }
+}
+
+#[derive(Debug)]
+struct StreamCount(Arc<AtomicUsize>);
+
+impl Drop for StreamCount {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Tunnel {
+    /// A tunnel over an HTTP/2 connection that was just made on a session.
+    pub fn new(
+        membership: Membership,
+        session: String,
+        key: SessionKey,
+        signing: Arc<KeyPair>,
+        clock: Clock,
+        requests: SendRequest<RequestBody>,
+    ) -> Self {
+        Self {
+            membership,
+            session,
+            key,
+            signing,
+            clock,
+            requests,
+            streams: Arc::default(),
+            grants: Mutex::default(),
+            closed: CancellationToken::new(),
+        }
+    }
+
+    /// Cancelled when the session is over.
+    pub const fn closed(&self) -> &CancellationToken {
+        &self.closed
+    }
+
+    /// Requests in it now.
+    pub fn streams(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Sends an authorized request down the tunnel and waits for the answer's head.
+    ///
+    /// # Errors
+    /// The session is over, or it is full.
+    pub async fn send(&self, outbound: Outbound) -> Result<Sent, Refused> {
+        let stream = self.take_stream()?;
+        let request_id = outbound.request_id().to_owned();
+        let grant = self.grant(outbound.lease().permit().identity())?;
+        let (lease, method, mut headers, caller) = outbound.into_parts();
+        let target = lease.permit().target();
+        let upgrade = assert::upgrade(&target.kind).cloned();
+
+        let sealed = Sealed {
+            grant: grant.to_str().unwrap_or_default(),
+            request_id: &request_id,
+            method: method.as_str(),
+            upgrade: upgrade.as_deref().unwrap_or_default(),
+            path: &target.path,
+        };
+        let (sequence, mac) = self.key.seal(&sealed);
+        for (name, value) in [
+            (wire::REQUEST_ID, &request_id),
+            (wire::MAC, &mac),
+            (wire::SEQUENCE, &sequence.to_string()),
+        ] {
+            headers.insert(name, text(value)?);
+        }
+        headers.insert(wire::GRANT, grant);
+
+        let (body, outgoing, method) = match &upgrade {
+            Some(protocol) => {
+                headers.insert(wire::UPGRADE, text(protocol)?);
+                headers.insert(wire::METHOD, text(method.as_str())?);
+                headers.remove(http::header::CONTENT_LENGTH);
+                let (outgoing, channel) = body::channel();
+                (channel.boxed_unsync(), Some(outgoing), Method::POST)
+            }
+            None if caller.is_empty() => (
+                http_body_util::Empty::new()
+                    .map_err(|never| match never {})
+                    .boxed_unsync(),
+                None,
+                method,
+            ),
+            None => (caller.boxed_unsync(), None, method),
+        };
+        let uri = Uri::builder()
+            .scheme("https")
+            .authority("towline.invalid")
+            .path_and_query(target.path.as_str())
+            .build()
+            .map_err(|error| Refused::Path(error.to_string()))?;
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+
+        let response = tokio::select! {
+            // A lost session is the better reason than the error that it causes.
+            biased;
+            () = self.closed.cancelled() => return Err(Refused::AgentLost),
+            response = self.requests.clone().send_request(request) => response.map_err(|error| {
+                tracing::debug!(error = &error as &dyn std::error::Error, "no answer from the agent");
+                Refused::AgentLost
+            })?,
+        };
+        Ok(Sent {
+            response,
+            outgoing,
+            held: Held {
+                lease,
+                _stream: stream,
+                closed: self.closed.clone(),
+            },
+        })
+    }
+
+    fn take_stream(&self) -> Result<StreamCount, Refused> {
+        let count = StreamCount(Arc::clone(&self.streams));
+        // Counted before it is compared: the guard takes it back either way.
+        if self.streams.fetch_add(1, Ordering::Relaxed) >= tunnel::MAX_STREAMS {
+            return Err(Refused::AgentBusy(format!(
+                "{} requests are in its tunnel",
+                tunnel::MAX_STREAMS
+            )));
+        }
+        Ok(count)
+    }
+
+    /// A grant for this identity, signed anew only when the last one is past half its time.
+    fn grant(&self, identity: &Arc<Identity>) -> Result<HeaderValue, Refused> {
+        let now = self.clock.unix();
+        let principal = identity.principal.to_string();
+        let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cached) = grants.get(&principal)
+            && cached.exp > now + GRANT_SECONDS / 2
+            && cached.identity == *identity
+        {
+            return Ok(cached.statement.clone());
+        }
+        grants.retain(|_, cached| cached.exp > now);
+        let exp = now + GRANT_SECONDS;
+        let grant = Grant {
+            membership: self.membership.clone(),
+            session: self.session.clone(),
+            principal: principal.clone(),
+            user: identity.user.clone(),
+            groups: identity.groups.clone(),
+            extra: identity.extra.clone(),
+            iat: now,
+            exp,
+        };
+        let statement = text(&grant.sign(&self.signing))?;
+        grants.insert(
+            principal,
+            CachedGrant {
+                identity: Arc::clone(identity),
+                statement: statement.clone(),
+                exp,
+            },
+        );
+        Ok(statement)
+    }
+}
+
+fn text(value: &str) -> Result<HeaderValue, Refused> {
+    HeaderValue::from_str(value).map_err(|error| Refused::Header(error.to_string()))
+}
+
+/// The live sessions of every membership.
+#[derive(Debug, Clone)]
+pub struct Tunnels {
+    state: Arc<Mutex<State>>,
+    arrived: Arc<Notify>,
+    started: Instant,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    live: HashMap<Membership, Vec<Arc<Tunnel>>>,
+    lost: HashMap<Membership, Instant>,
+}
+
+impl Default for Tunnels {
+    fn default() -> Self {
+        Self {
+            state: Arc::default(),
+            arrived: Arc::default(),
+            started: Instant::now(),
+        }
+    }
+}
+
+/// A session's entry; dropping it takes the session out.
+#[derive(Debug)]
+pub struct Registered {
+    tunnels: Tunnels,
+    tunnel: Arc<Tunnel>,
+}
+
+impl Registered {
+    /// Whether this is the membership's only session.
+    pub fn is_last(&self) -> bool {
+        self.tunnels.sessions(&self.tunnel.membership) <= 1
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.tunnel.closed.cancel();
+        let mut state = self.tunnels.lock();
+        let membership = &self.tunnel.membership;
+        if let Some(live) = state.live.get_mut(membership) {
+            live.retain(|other| !Arc::ptr_eq(other, &self.tunnel));
+            if live.is_empty() {
+                state.live.remove(membership);
+                state.lost.insert(membership.clone(), Instant::now());
+            }
+        }
+    }
+}
+
+impl Tunnels {
+    /// Adds a session.
+    pub fn register(&self, tunnel: Arc<Tunnel>) -> Registered {
+        let mut state = self.lock();
+        state.lost.remove(&tunnel.membership);
+        state.lost.retain(|_, since| since.elapsed() < RECENT);
+        state
+            .live
+            .entry(tunnel.membership.clone())
+            .or_default()
+            .push(Arc::clone(&tunnel));
+        drop(state);
+        self.arrived.notify_waiters();
+        Registered {
+            tunnels: self.clone(),
+            tunnel,
+        }
+    }
+
+    /// The membership's session with the fewest streams; waits a few seconds for an agent that was here a moment ago.
+    ///
+    /// # Errors
+    /// 503: no agent.
+    pub async fn to(&self, membership: &Membership) -> Result<Arc<Tunnel>, Refused> {
+        let deadline = Instant::now() + RECONNECT_WAIT;
+        loop {
+            // Subscribed before looking, so that no arrival falls between.
+            let arrived = self.arrived.notified();
+            tokio::pin!(arrived);
+            arrived.as_mut().enable();
+            if let Some(tunnel) = self.best(membership) {
+                return Ok(tunnel);
+            }
+            if !self.expected(membership)
+                || tokio::time::timeout_at(deadline, arrived).await.is_err()
+            {
+                return Err(Refused::NoAgent(membership.clone()));
+            }
+        }
+    }
+
+    fn best(&self, membership: &Membership) -> Option<Arc<Tunnel>> {
+        let state = self.lock();
+        let live = state.live.get(membership)?;
+        live.iter()
+            .filter(|tunnel| !tunnel.closed.is_cancelled())
+            .min_by_key(|tunnel| tunnel.streams())
+            .cloned()
+    }
+
+    fn expected(&self, membership: &Membership) -> bool {
+        self.started.elapsed() < RECENT
+            || self
+                .lock()
+                .lost
+                .get(membership)
+                .is_some_and(|since| since.elapsed() < RECENT)
+    }
+
+    /// How many sessions a membership has here.
+    pub fn sessions(&self, membership: &Membership) -> usize {
+        self.lock().live.get(membership).map_or(0, Vec::len)
+    }
+
+    /// How many sessions there are here in all.
+    pub fn count(&self) -> usize {
+        self.lock().live.values().map(Vec::len).sum()
+    }
+
+    /// Ends a membership's sessions; their streams end with them.
+    pub fn close(&self, membership: &Membership, reason: &str) {
+        let live = self.lock().live.remove(membership).unwrap_or_default();
+        for tunnel in live {
+            tracing::info!(%membership, session = tunnel.session, reason, "session closed");
+            tunnel.closed.cancel();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
