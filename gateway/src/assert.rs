@@ -68,6 +68,8 @@ pub fn outbound(
     // Host is the API server's own name at the agent; the tunnel carries no caller's.
     wire::strip_hop_by_hop(&mut head.headers);
     head.headers.remove(header::HOST);
+    // Answered here, when the body is asked for.
+    head.headers.remove(header::EXPECT);
     strip_credentials(&mut head.headers);
     if let Ok(client) = HeaderValue::from_str(&client.to_string()) {
         head.headers.insert("x-forwarded-for", client);

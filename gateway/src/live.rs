@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use tokio::sync::Notify;
 use towline_proto::names::{Membership, Project};
 
 use crate::clock::Clock;
@@ -38,6 +39,7 @@ pub struct Stream {
 pub struct Live {
     clock: Clock,
     state: Arc<Mutex<State>>,
+    idle: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -111,6 +113,20 @@ impl Live {
             .len()
     }
 
+    /// Resolves when no stream runs.
+    pub async fn all_ended(&self) {
+        loop {
+            // Subscribed before looking, so that no end falls between.
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if self.count() == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
     fn end(&self, request_id: &str, reason: &str) {
         let now = self.clock.unix();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,6 +138,9 @@ impl Live {
                 reason: reason.to_owned(),
                 ..stream
             });
+            if state.running.is_empty() {
+                self.idle.notify_waiters();
+            }
         }
     }
 }

@@ -390,6 +390,14 @@ impl Tunnels {
         }
     }
 
+    /// Ends every session.
+    pub fn close_all(&self, reason: &str) {
+        let all: Vec<Membership> = self.lock().live.keys().cloned().collect();
+        for membership in all {
+            self.close(&membership, reason);
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,0 +1,91 @@
+//! Health, readiness and metrics, on a listener of their own.
+
+use std::{
+    convert::Infallible,
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use http::{Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+use crate::app::Gateway;
+
+/// Answers by the first digit of their status.
+#[derive(Debug, Default)]
+pub struct Requests([AtomicU64; 5]);
+
+impl Requests {
+    /// One more.
+    pub fn count(&self, status: StatusCode) {
+        if let Some(class) = self.0.get(usize::from(status.as_u16() / 100).saturating_sub(1)) {
+            class.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Serves until the gateway is gone; it outlives the public port, so that draining can be watched.
+pub async fn run(gateway: Arc<Gateway>, listener: TcpListener) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            continue;
+        };
+        let serving = Arc::clone(&gateway);
+        gateway.tasks.spawn(async move {
+            let service = service_fn(move |request| {
+                let response = answer(&serving, &request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            builder.timer(TokioTimer::new());
+            if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+                tracing::debug!(%error, "admin connection ended");
+            }
+        });
+    }
+}
+
+fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response<Full<bytes::Bytes>> {
+    let (status, text) = match request.uri().path() {
+        "/livez" | "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" if gateway.drain.is_cancelled() => (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
+        "/readyz" => (StatusCode::OK, "ok\n".to_owned()),
+        "/metrics" => (StatusCode::OK, metrics(gateway)),
+        _ => (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n".to_owned()),
+    };
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+    );
+    response
+}
+
+/// Prometheus' text format.
+fn metrics(gateway: &Gateway) -> String {
+    let runtime = tokio::runtime::Handle::current().metrics();
+    let gauges = [
+        ("towline_sessions", "Agents' sessions.", gateway.tunnels.count()),
+        ("towline_streams", "Upgraded and long-running requests.", gateway.live.count()),
+        ("towline_connections", "Connections on the public port.", gateway.connections.len()),
+        ("towline_tasks", "Live asynchronous tasks.", runtime.num_alive_tasks()),
+    ];
+    let mut text = String::new();
+    for (name, help, value) in gauges {
+        let _written = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+    }
+    text.push_str("# HELP towline_requests_total Answers on the public port.\n# TYPE towline_requests_total counter\n");
+    for (class, count) in gateway.requests.0.iter().enumerate() {
+        let count = count.load(Ordering::Relaxed);
+        let _written = writeln!(text, "towline_requests_total{{code=\"{}xx\"}} {count}", class + 1);
+    }
+    text
+}

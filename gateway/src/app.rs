@@ -1,0 +1,185 @@
+//! The only place that builds parts: configuration in, a running gateway out.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    admin,
+    agents::SeenHellos,
+    clock::Clock,
+    config::Config,
+    keys::Keys,
+    live::Live,
+    login,
+    quota::Quotas,
+    server,
+    store::Store,
+    tls::{Certificate, CertificateError},
+    tunnels::Tunnels,
+};
+
+/// Everything that a request may need.
+#[derive(Debug)]
+pub struct Gateway {
+    /// What the operator asked for.
+    pub config: Config,
+    /// The time.
+    pub clock: Clock,
+    /// The gateway's own keys.
+    pub keys: Arc<Keys>,
+    /// Users, policies, memberships.
+    pub store: Store,
+    /// Agents' sessions.
+    pub tunnels: Tunnels,
+    /// What is in use.
+    pub quotas: Quotas,
+    /// Streams in flight.
+    pub live: Live,
+    /// Hellos seen.
+    pub hellos: SeenHellos,
+    /// The embedded issuer's state.
+    pub login: login::State,
+    /// Answers by status.
+    pub requests: admin::Requests,
+    /// Owns sessions and upgraded streams.
+    pub tasks: TaskTracker,
+    /// Owns the public port's connections.
+    pub connections: TaskTracker,
+    /// Cancelled when the gateway begins to drain.
+    pub drain: CancellationToken,
+}
+
+/// Why a gateway doesn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener's address can't be had.
+    #[error("{field} = {address} can't be listened on")]
+    Listen {
+        /// The key in the configuration.
+        field: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The public port's certificate.
+    #[error("tls: the certificate can't be used")]
+    Certificate(#[source] CertificateError),
+}
+
+/// A gateway that runs.
+#[derive(Debug)]
+pub struct Running {
+    gateway: Arc<Gateway>,
+    public: SocketAddr,
+    admin: SocketAddr,
+    loops: Vec<JoinHandle<()>>,
+}
+
+impl Gateway {
+    /// Binds, then serves; returns when both listeners accept.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: Config, clock: Clock, keys: Arc<Keys>, store: Store) -> Result<Running, StartError> {
+        let certificate = match &config.tls {
+            Some(tls) => {
+                Some(Certificate::load(&tls.certificate, &tls.key).map_err(StartError::Certificate)?)
+            }
+            None => None,
+        };
+        let (listener, public) = bind("listen", config.listen).await?;
+        let (admin_listener, admin) = bind("admin_listen", config.admin_listen).await?;
+        let gateway = Arc::new(Self {
+            quotas: Quotas::new(config.limits),
+            live: Live::new(clock.clone()),
+            login: login::State::new(&config),
+            config,
+            clock,
+            keys,
+            store,
+            tunnels: Tunnels::default(),
+            hellos: SeenHellos::default(),
+            requests: admin::Requests::default(),
+            tasks: TaskTracker::new(),
+            connections: TaskTracker::new(),
+            drain: CancellationToken::new(),
+        });
+        let mut loops = vec![
+            own(server::run(Arc::clone(&gateway), listener, certificate.clone())),
+            own(admin::run(Arc::clone(&gateway), admin_listener)),
+            own(Arc::clone(&gateway.keys).renew(gateway.clock.clone())),
+        ];
+        if let Some(certificate) = certificate {
+            loops.push(own(certificate.watch()));
+        }
+        tracing::info!(%public, %admin, url = %gateway.config.public_url, "gateway up");
+        Ok(Running { gateway, public, admin, loops })
+    }
+}
+
+/// A task that ends with the [`Running`] that owns it.
+#[expect(clippy::disallowed_methods, reason = "aborted when its owner drops")]
+fn own(task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    tokio::spawn(task)
+}
+
+async fn bind(field: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { field, address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+impl Running {
+    /// Where callers and agents connect.
+    pub const fn public_address(&self) -> SocketAddr {
+        self.public
+    }
+
+    /// Where health and metrics are.
+    pub const fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The gateway itself.
+    pub const fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
+    /// Drains: readiness goes off, connections finish what they have, running streams go on up to the limit.
+    pub async fn drain(self) {
+        let gateway = &self.gateway;
+        gateway.drain.cancel();
+        gateway.connections.close();
+        let limit = gateway.config.drain_limit;
+        tracing::info!(streams = gateway.live.count(), ?limit, "draining");
+        let streams = async {
+            gateway.connections.wait().await;
+            // Upgraded streams have left their connections; each still counts as running.
+            gateway.live.all_ended().await;
+        };
+        if timeout(limit, streams).await.is_err() {
+            tracing::warn!(streams = gateway.live.count(), "the drain limit is over; streams are cut");
+        }
+        gateway.tunnels.close_all("the gateway is shutting down");
+        gateway.tasks.close();
+        // A session notes its end in the store; nothing it waits for takes longer.
+        if timeout(std::time::Duration::from_secs(5), gateway.tasks.wait()).await.is_err() {
+            tracing::warn!("some sessions did not end in time");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for task in &self.loops {
+            task.abort();
+        }
+        self.gateway.drain.cancel();
+        self.gateway.tunnels.close_all("the gateway is gone");
+    }
+}

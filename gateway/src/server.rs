@@ -1,0 +1,193 @@
+//! The public port: TLS, HTTP/1.1 and HTTP/2, and which door a request takes.
+//!
+//! Kubernetes' own paths (`/api`, `/apis`, `/healthz`, `/version`, `/metrics`, …) are never taken by a page of the
+//! gateway's: a token of one membership routes them to that membership.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use towline_proto::{endpoint, tunnel};
+
+use crate::{agents, api, app::Gateway, login, request, tls::Certificate};
+
+/// Connections at a time; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 50_000;
+/// How long a TLS handshake may take.
+const TLS_LIMIT: Duration = Duration::from_secs(10);
+/// How long a request's head may take.
+const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// Streams of one caller's connection; more wait.
+const MAX_STREAMS: u32 = 10_000;
+/// Header lines of one request.
+const MAX_HEADERS: usize = 4_000;
+/// What one HTTP/1.1 connection buffers, in bytes; a head that is longer than the gateway takes still gets an answer.
+const MAX_BUFFER: usize = 1024 * 1024;
+/// After how long without a byte a caller's connection is asked whether it lives.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How long a caller's connection may leave bytes unacknowledged.
+const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(30);
+/// Cancelled requests that may wait to be looked at; see `tunnel`.
+const PENDING_RESETS: usize = 100_000;
+
+/// Accepts connections until the gateway drains.
+pub async fn run(gateway: Arc<Gateway>, listener: TcpListener, certificate: Option<Certificate>) {
+    let tls = certificate.map(|certificate| TlsAcceptor::from(certificate.server_config()));
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            () = gateway.drain.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, or a connection that died in the queue: the next may do.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (serving, tls) = (Arc::clone(&gateway), tls.clone());
+        gateway.connections.spawn(async move {
+            if let Err(error) = connection(serving, stream, peer, tls).await {
+                tracing::debug!(%peer, %error, "connection ended");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn connection(
+    gateway: Arc<Gateway>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+) -> io::Result<()> {
+    configure(&stream)?;
+    match tls {
+        Some(tls) => {
+            let stream = timeout(TLS_LIMIT, tls.accept(stream)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+            http(gateway, stream, peer.ip()).await
+        }
+        None => http(gateway, stream, peer.ip()).await,
+    }
+}
+
+fn configure(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(5)))?;
+    #[cfg(target_os = "linux")]
+    {
+        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_LIMIT))?;
+        // An agent's connection suffers most from loss; a kernel without bbr says no, and that is fine.
+        if let Err(error) = socket.set_tcp_congestion(b"bbr") {
+            tracing::trace!(%error, "no bbr");
+        }
+    }
+    Ok(())
+}
+
+async fn http<S>(gateway: Arc<Gateway>, stream: S, peer: IpAddr) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_BUFFER);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(tunnel::STREAM_WINDOW)
+        .initial_connection_window_size(tunnel::CONNECTION_WINDOW)
+        .max_send_buf_size(tunnel::SEND_BUFFER)
+        .max_header_list_size(tunnel::MAX_HEADER_LIST)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(None)
+        .keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(Duration::from_secs(10));
+    let drain = gateway.drain.clone();
+    let service = service_fn(move |request| {
+        let gateway = Arc::clone(&gateway);
+        async move { Ok::<_, Infallible>(route(&gateway, peer, request).await) }
+    });
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    outcome.map_err(io::Error::other)
+}
+
+/// Which door a request takes.
+async fn route(gateway: &Arc<Gateway>, peer: IpAddr, request: Request<Incoming>) -> Response<request::Body> {
+    let client = client(gateway, peer, &request);
+    let path = request.uri().path();
+    let response = if path == endpoint::AGENT_CONNECT {
+        agents::connect(gateway, client, request).await
+    } else if path.starts_with("/oauth2/") {
+        login::serve(gateway, client, request).await
+    } else if path.starts_with("/towline.v1.") {
+        api::serve(gateway, client, request).await
+    } else {
+        request::serve(gateway, client, request).await
+    };
+    gateway.requests.count(response.status());
+    response
+}
+
+/// The caller's address: the nearest one that no trusted proxy vouches away.
+fn client(gateway: &Gateway, peer: IpAddr, request: &Request<Incoming>) -> IpAddr {
+    let trusted = |address: IpAddr| gateway.config.trusted_proxies.iter().any(|net| net.contains(&address));
+    if !trusted(peer) {
+        return peer;
+    }
+    let forwarded: Vec<&str> = request
+        .headers()
+        .get_all("x-forwarded-for")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .collect();
+    let mut nearest = peer;
+    for address in forwarded.into_iter().rev() {
+        match address.parse() {
+            Ok(address) => nearest = address,
+            Err(_) => return nearest,
+        }
+        if !trusted(nearest) {
+            return nearest;
+        }
+    }
+    nearest
+}
