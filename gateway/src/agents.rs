@@ -19,6 +19,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use towline_proto::{
+    jws::KeyPair,
     handshake::{self, Accepted, HandshakeError, Hello},
     names::Membership,
     session::Session,
@@ -125,6 +126,7 @@ struct Opening {
     upgrade: OnUpgrade,
     carrier: Carrier,
     accepted: Accepted,
+    signing: Arc<KeyPair>,
     hello: Hello,
 }
 
@@ -181,7 +183,8 @@ async fn accept(
     if !gateway.hellos.first_time(&hello.jti, now) {
         return Err(Refused::Repeated);
     }
-    let accepted = handshake::accept(&gateway.keys.signing(), &statement, &hello, now)
+    let (signing, chain) = gateway.keys.signing_with_chain();
+    let accepted = handshake::accept(&signing, &statement, &hello, now)
         .map_err(Refused::Handshake)?;
 
     let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
@@ -190,7 +193,7 @@ async fn accept(
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(OWN_ANSWER, HeaderValue::from_static("1"));
     for (name, value) in [
-        (handshake::CHAIN, gateway.keys.chain().to_header()),
+        (handshake::CHAIN, chain.to_header()),
         (handshake::PROOF, accepted.proof.clone()),
     ] {
         headers.insert(
@@ -220,6 +223,7 @@ async fn accept(
             upgrade,
             carrier,
             accepted,
+            signing,
             hello,
         },
     ))
@@ -255,6 +259,7 @@ async fn serve(gateway: &Gateway, client: IpAddr, opening: Opening) {
         upgrade,
         carrier,
         accepted,
+        signing,
         hello,
     } = opening;
     let membership = hello.membership.clone();
@@ -286,7 +291,7 @@ async fn serve(gateway: &Gateway, client: IpAddr, opening: Opening) {
         membership.clone(),
         accepted.session.clone(),
         accepted.key,
-        gateway.keys.signing(),
+        signing,
         gateway.clock.clone(),
         requests,
     );

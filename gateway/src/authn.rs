@@ -101,7 +101,7 @@ pub async fn identify(
 }
 
 /// The bearer token, from `Authorization` (RFC 6750) or a WebSocket's subprotocols.
-fn bearer(headers: &HeaderMap) -> Result<Option<String>, Refused> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<Option<String>, Refused> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     if let Some(value) = values.next() {
         let wrong =

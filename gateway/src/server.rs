@@ -157,7 +157,7 @@ async fn route(gateway: &Arc<Gateway>, peer: IpAddr, request: Request<Incoming>)
     } else if path.starts_with("/oauth2/") {
         login::serve(gateway, client, request).await
     } else if path.starts_with("/towline.v1.") {
-        api::serve(gateway, client, request).await
+        api::serve(gateway, request).await
     } else {
         request::serve(gateway, client, request).await
     };

@@ -199,7 +199,8 @@ where
     }
 }
 
-/// What comes out of a tunnel: the trailer becomes an error of the body.
+/// What comes out of a tunnel: the trailer becomes an error of the body, and so does a reset, which the HTTP library
+/// reports as an end (`CANCEL` and `NO_ERROR`).
 #[derive(Debug)]
 pub struct FromTunnel<B>(pub B);
 
@@ -216,7 +217,9 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
         Poll::Ready(match ready!(Pin::new(&mut self.0).poll_frame(cx)) {
-            None => None,
+            // Only a stream that was really finished says so.
+            None if self.0.is_end_stream() => None,
+            None => Some(Err(Aborted("the far end reset the stream".to_owned()))),
             Some(Err(error)) => Some(Err(Aborted(error.to_string()))),
             Some(Ok(frame)) => match frame.into_trailers() {
                 Err(data) => Some(Ok(data)),

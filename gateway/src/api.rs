@@ -1,0 +1,92 @@
+//! The management API: gRPC, and JSON on the same paths.
+//!
+//! Each service of `towline/v1/towline.proto` is a file below; [`caller`] decides who may, `json` lets HTTP/1.1
+//! clients and those without gRPC in.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use tonic::Status;
+use towline_proto::{
+    api::{
+        enrolment_server::EnrolmentServer, identity_server::IdentityServer, memberships_server::MembershipsServer,
+        projects_server::ProjectsServer, streams_server::StreamsServer, users_server::UsersServer,
+    },
+    body::Aborted,
+};
+use tower_service::Service as _;
+
+use crate::{agents::OWN_ANSWER, app::Gateway, request::Body, store::StoreError};
+
+mod caller;
+mod enrolment;
+mod identity;
+mod json;
+mod memberships;
+mod projects;
+mod streams;
+mod users;
+
+/// The longest request message, in bytes.
+const MAX_MESSAGE: usize = 1024 * 1024;
+
+/// Implements every service of the API.
+#[derive(Debug, Clone)]
+pub struct Api {
+    gateway: Arc<Gateway>,
+}
+
+/// Answers a request to `/towline.v1.SERVICE/METHOD`.
+pub async fn serve(gateway: &Arc<Gateway>, request: Request<Incoming>) -> Response<Body> {
+    let api = Api { gateway: Arc::clone(gateway) };
+    let content_type = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let mut response = if content_type.starts_with(b"application/grpc") {
+        let request = request.map(tonic::body::Body::new);
+        api.call(request).await.map(|body| body.map_err(|status| Aborted(status.message().to_owned())).boxed_unsync())
+    } else {
+        json::serve(&api, request).await
+    };
+    response.headers_mut().insert(OWN_ANSWER, HeaderValue::from_static("1"));
+    response
+}
+
+impl Api {
+    /// One gRPC call; the service is named by the path.
+    async fn call(&self, request: Request<tonic::body::Body>) -> Response<tonic::body::Body> {
+        let api = self.clone();
+        let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+        let answered = match service {
+            "towline.v1.Identity" => IdentityServer::new(api).max_decoding_message_size(MAX_MESSAGE).call(request).await,
+            "towline.v1.Projects" => ProjectsServer::new(api).max_decoding_message_size(MAX_MESSAGE).call(request).await,
+            "towline.v1.Memberships" => {
+                MembershipsServer::new(api).max_decoding_message_size(MAX_MESSAGE).call(request).await
+            }
+            "towline.v1.Users" => UsersServer::new(api).max_decoding_message_size(MAX_MESSAGE).call(request).await,
+            "towline.v1.Enrolment" => {
+                EnrolmentServer::new(api).max_decoding_message_size(MAX_MESSAGE).call(request).await
+            }
+            "towline.v1.Streams" => StreamsServer::new(api).max_decoding_message_size(MAX_MESSAGE).call(request).await,
+            other => Ok(Status::unimplemented(format!("there is no service {other:?}")).into_http()),
+        };
+        answered.unwrap_or_else(|never| match never {})
+    }
+}
+
+/// What went wrong underneath is for the log; the caller learns that it isn't theirs to mend.
+fn internal(error: StoreError) -> Status {
+    tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
+    Status::unavailable(format!("the gateway's store failed: {error}"))
+}
+
+/// An answer of the JSON mapping.
+fn answer(status: StatusCode, json: String) -> Response<Body> {
+    let mut response = Response::new(Full::from(json).map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = status;
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    *response.headers_mut() = headers;
+    response
+}

@@ -1,0 +1,94 @@
+//! Who calls the management API, and whether they may.
+//!
+//! Existence isn't told to whoever may not know: a project that isn't there and one that isn't the caller's are
+//! refused in the same words.
+
+use http::HeaderMap;
+use tonic::{Status, metadata::MetadataMap};
+use towline_proto::names::Project;
+
+use super::{Api, internal};
+use crate::{
+    authn,
+    iam::{Permission, Policy, Principal},
+    login::{self, AccessToken, Audience},
+    store::User,
+};
+
+/// A signed-in caller.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) user: User,
+    pub(super) principal: Principal,
+    pub(super) token: AccessToken,
+}
+
+impl Api {
+    /// Any signed-in caller.
+    pub(super) async fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+        let gateway = &self.gateway;
+        let url = &gateway.config.public_url;
+        let headers: HeaderMap = metadata.clone().into_headers();
+        let token = authn::bearer(&headers)
+            .map_err(|refused| Status::unauthenticated(refused.to_string()))?
+            .ok_or_else(|| Status::unauthenticated(format!("no bearer token was sent; run: towline login {url}")))?;
+        let token = login::verify_access_token(gateway, &token)
+            .map_err(|error| Status::unauthenticated(format!("the bearer token is refused: {error}")))?;
+        if let Audience::Membership(membership) = &token.audience {
+            return Err(Status::unauthenticated(format!(
+                "the bearer token is refused: it is good for {membership} only"
+            )));
+        }
+        let user = gateway.store.user(&token.user).await.map_err(internal)?;
+        match user {
+            Some(user) if user.disabled => Err(Status::unauthenticated(format!("user {:?} is disabled", user.name))),
+            Some(user) => Ok(Caller { principal: Principal::User(user.name.clone()), user, token }),
+            None => Err(Status::unauthenticated(format!("user {:?} does not exist", token.user))),
+        }
+    }
+
+    /// A gateway-wide operator.
+    pub(super) async fn operator(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+        let caller = self.caller(metadata).await?;
+        if caller.user.operator {
+            Ok(caller)
+        } else {
+            Err(Status::permission_denied(format!("user {:?} is not a gatewayOperator", caller.user.name)))
+        }
+    }
+
+    /// A caller who holds a permission in a project.
+    pub(super) async fn permitted(
+        &self,
+        metadata: &MetadataMap,
+        project: &Project,
+        permission: Permission,
+    ) -> Result<(Caller, Policy), Status> {
+        let caller = self.caller(metadata).await?;
+        match self.gateway.store.policy(project).await.map_err(internal)? {
+            Some(policy) if policy.permits(&caller.principal, permission) => Ok((caller, policy)),
+            _ => {
+                let roles: Vec<&str> = permission.roles().map(crate::iam::Role::name).collect();
+                Err(Status::permission_denied(format!(
+                    "user {:?} lacks permission {:?} on projects/{project}; roles with it: {}",
+                    caller.user.name,
+                    permission.name(),
+                    roles.join(", ")
+                )))
+            }
+        }
+    }
+}
+
+/// A name from a request's field.
+pub(super) fn name<N: std::str::FromStr>(field: &str, value: &str) -> Result<N, Status>
+where
+    N::Err: std::fmt::Display,
+{
+    value.parse().map_err(|error| Status::invalid_argument(format!("{field}: {error}")))
+}
+
+/// Unix seconds as the API says them.
+pub(super) fn timestamp(unix: u64) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: i64::try_from(unix).unwrap_or(i64::MAX), nanos: 0 }
+}

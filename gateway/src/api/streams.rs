@@ -1,0 +1,37 @@
+//! Streams that run, and those that ended last.
+
+use tonic::{Request, Response, Status};
+use towline_proto::{
+    api::{self, ListStreamsRequest, ListStreamsResponse, streams_server::Streams},
+    names::Project,
+};
+
+use super::{
+    Api,
+    caller::{name, timestamp},
+};
+use crate::{iam::Permission, live::Stream};
+
+#[tonic::async_trait]
+impl Streams for Api {
+    async fn list(&self, request: Request<ListStreamsRequest>) -> Result<Response<ListStreamsResponse>, Status> {
+        let project: Project = name("project", &request.get_ref().project)?;
+        self.permitted(request.metadata(), &project, Permission::View).await?;
+        let live = &self.gateway.live;
+        let streams = if request.get_ref().ended { live.ended(Some(&project)) } else { live.running(Some(&project)) };
+        Ok(Response::new(ListStreamsResponse { streams: streams.into_iter().map(message).collect() }))
+    }
+}
+
+fn message(stream: Stream) -> api::Stream {
+    api::Stream {
+        request_id: stream.request_id,
+        principal: stream.principal,
+        membership: stream.membership.to_string(),
+        path: stream.path,
+        protocol: stream.protocol,
+        started: Some(timestamp(stream.started)),
+        ended: (stream.ended > 0).then(|| timestamp(stream.ended)),
+        reason: stream.reason,
+    }
+}
