@@ -1,0 +1,176 @@
+//! A gateway process with a state directory of its own.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::process::Signal;
+
+use crate::{
+    cluster::Cluster,
+    command::Cmd,
+    place,
+    program::Program,
+    wait::{Stopwatch, wait_for},
+};
+
+/// A gateway; dropping it ends it.
+#[derive(Debug)]
+pub struct Gateway {
+    /// Its public address, `https://IP:PORT`.
+    pub url: String,
+    /// The address it is reached at.
+    pub ip: String,
+    /// The public port.
+    pub port: u16,
+    /// Its state directory.
+    pub state: PathBuf,
+    /// The file with the certificate that signs its own.
+    pub certificate_authority: PathBuf,
+    /// With which `admin` signs in for the first time.
+    pub one_time_code: String,
+    name: String,
+    program: Option<Program>,
+    before: Vec<String>,
+}
+
+impl Gateway {
+    /// Makes one and runs it, where agents of `cluster` (and of every other) can dial it.
+    #[track_caller]
+    pub fn start(name: &str, cluster: &Cluster) -> Self {
+        let mut gateway = Self::init(name, cluster);
+        gateway.run();
+        gateway
+    }
+
+    /// Makes one that doesn't run yet.
+    #[track_caller]
+    pub fn init(name: &str, cluster: &Cluster) -> Self {
+        Self::init_as(name, cluster, None)
+    }
+
+    /// The same, but known to everybody under `public_url`: what stands in front of it.
+    #[track_caller]
+    pub fn init_as(name: &str, cluster: &Cluster, public_url: Option<&str>) -> Self {
+        let ip = cluster.host_ip().to_owned();
+        let port = free_port();
+        let state = place::directory(&format!("{name}-state"));
+        let url = public_url.map_or_else(|| format!("https://{ip}:{port}"), str::to_owned);
+        let made = Cmd::new(place::program("towline-gateway"))
+            .arg("init")
+            .arg("--state-dir")
+            .arg(&state)
+            .args(["--host", &ip, "--host", "localhost", "--listen", &format!("0.0.0.0:{port}")])
+            .args(["--public-url", &url])
+            .args(["--project", "demo", "--admin", "admin", "--print", "json"])
+            .json();
+        let text = |key: &str| {
+            made[key].as_str().unwrap_or_else(|| panic!("'init --print json' has no {key}: {made}")).to_owned()
+        };
+        Self {
+            url,
+            ip,
+            port,
+            certificate_authority: PathBuf::from(text("certificateAuthority")),
+            one_time_code: text("oneTimeCode"),
+            state,
+            name: name.to_owned(),
+            program: None,
+            before: Vec::new(),
+        }
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.state.join("gateway.toml")
+    }
+
+    /// Appends to its configuration, before it runs.
+    #[track_caller]
+    pub fn configure(&self, toml: &str) {
+        let config = self.config();
+        let text = fs::read_to_string(&config).expect("init wrote a configuration");
+        fs::write(config, format!("{text}\n{toml}\n")).expect("the configuration can be written");
+    }
+
+    /// Words before the program from its next start on, such as `faketime`.
+    pub fn under(&mut self, words: &str) {
+        self.before = words.split_whitespace().map(str::to_owned).collect();
+    }
+
+    /// The command that runs it.
+    pub fn command(&self) -> Cmd {
+        Cmd::new(place::program("towline-gateway"))
+            .env("RUST_LOG", place::variable("TOWLINE_TEST_LOG").unwrap_or_else(|| "info".to_owned()))
+            .arg("run")
+            .arg("--config")
+            .arg(self.config())
+            .arg("--print-addresses")
+            .under(self.before.clone())
+    }
+
+    /// Runs it and waits until it listens.
+    #[track_caller]
+    pub fn run(&mut self) {
+        let mut program = self.command().start(&self.name);
+        program.line("its addresses", Duration::from_secs(20), |line| line.starts_with('{'));
+        self.program = Some(program);
+    }
+
+    /// The running process.
+    ///
+    /// # Panics
+    /// It doesn't run.
+    #[track_caller]
+    pub fn program(&mut self) -> &mut Program {
+        self.program.as_mut().expect("the gateway runs")
+    }
+
+    /// The addresses that it printed.
+    #[track_caller]
+    pub fn addresses(&mut self) -> serde_json::Value {
+        let line = self.program().line("its addresses", Duration::from_secs(1), |line| line.starts_with('{'));
+        serde_json::from_str(&line).expect("the addresses are JSON")
+    }
+
+    /// Ends it without a word.
+    pub fn kill(&mut self) {
+        drop(self.program.take());
+    }
+
+    /// Ends it as an operator does, and says how long that took.
+    #[track_caller]
+    pub fn stop(&mut self) -> Duration {
+        let mut program = self.program.take().expect("the gateway runs");
+        let since = Stopwatch::new();
+        program.signal(Signal::TERM);
+        program.wait(Duration::from_secs(90));
+        since.elapsed()
+    }
+
+    /// The public port on loopback answers.
+    #[track_caller]
+    pub fn wait_listening(&self) {
+        wait_for("the gateway listens", Duration::from_secs(20), || {
+            std::net::TcpStream::connect((self.ip.as_str(), self.port)).ok()
+        });
+    }
+}
+
+/// A port that was free just now, for what has to be known before it listens.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("0.0.0.0:0").expect("a port is free");
+    listener.local_addr().expect("a listener has an address").port()
+}
+
+/// A file with `text` in a directory, readable by its owner only.
+pub fn secret_file(directory: &Path, name: &str, text: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = directory.join(name);
+    fs::write(&path, text).expect("a file can be written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a mode can be set");
+    path
+}

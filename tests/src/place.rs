@@ -1,0 +1,99 @@
+//! Where things are: the tree, the programs under test, the cache, this run's directory.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process,
+    sync::LazyLock,
+};
+
+/// The top of the checkout.
+pub fn tree() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the tree")
+}
+
+/// A variable of the environment, if it is set and not empty.
+#[expect(clippy::disallowed_methods, reason = "the harness has no command line: tests/run.sh speaks through these")]
+pub fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Whether what takes long is asked for (`tests/run.sh --full`).
+pub fn full() -> bool {
+    variable("TOWLINE_FULL").is_some_and(|value| value != "0")
+}
+
+/// A program under test: from `TOWLINE_BIN_DIR`, else beside this test's own build.
+pub fn program(name: &str) -> PathBuf {
+    let directory = variable("TOWLINE_BIN_DIR").map_or_else(
+        || {
+            // target/debug/deps/kubectl-0123abcd
+            let own = env::current_exe().expect("a test knows its path");
+            own.ancestors().nth(2).expect("tests are built into target/PROFILE/deps").to_owned()
+        },
+        PathBuf::from,
+    );
+    let path = directory.join(name);
+    assert!(
+        path.exists(),
+        "there is no {}: cargo build -p towline-gateway -p towline-agent -p towline (or set TOWLINE_BIN_DIR)",
+        path.display()
+    );
+    path
+}
+
+/// Where `tests/cluster` keeps what it built, and these tests what they download or build.
+pub fn cache() -> PathBuf {
+    variable("TOWLINE_CACHE").map_or_else(
+        || PathBuf::from(variable("HOME").unwrap_or_else(|| "/root".to_owned())).join(".cache/towline"),
+        PathBuf::from,
+    )
+}
+
+/// A program of the cluster's cache, such as `kubectl-1.29`.
+pub fn cached(name: &str) -> PathBuf {
+    let path = cache().join("bin").join(name);
+    assert!(path.exists(), "there is no {}: tests/cluster/cluster build all", path.display());
+    path
+}
+
+/// This run's directory, with the logs of every program; kept until the next run of the same test.
+pub fn run_directory() -> &'static Path {
+    static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
+        let own = env::current_exe().expect("a test knows its path");
+        let name = own.file_name().expect("a program has a name").to_string_lossy().into_owned();
+        let topic = name.rsplit_once('-').map_or(name.as_str(), |(topic, _)| topic);
+        let all = env::temp_dir().join("towline-tests");
+        for entry in fs::read_dir(&all).into_iter().flatten().flatten() {
+            let old = entry.file_name().to_string_lossy().into_owned();
+            let ended = |pid: &str| !Path::new("/proc").join(pid).exists();
+            if old.rsplit_once('.').is_some_and(|(of, pid)| of == topic && ended(pid)) {
+                fs::remove_dir_all(entry.path()).ok();
+            }
+        }
+        let directory = all.join(format!("{topic}.{}", process::id()));
+        fs::create_dir_all(&directory).expect("a temporary directory can be made");
+        name_logs_on_panic(directory.clone());
+        directory
+    });
+    &DIRECTORY
+}
+
+fn name_logs_on_panic(directory: PathBuf) {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        before(panic);
+        #[expect(clippy::print_stderr, reason = "whoever reads the failure needs it")]
+        {
+            eprintln!("logs of all programs: {}", directory.display());
+        }
+    }));
+}
+
+/// A directory of its own under [`run_directory`].
+pub fn directory(name: &str) -> PathBuf {
+    (0..)
+        .map(|n| run_directory().join(if n == 0 { name.to_owned() } else { format!("{name}-{n}") }))
+        .find(|path| fs::create_dir(path).is_ok())
+        .expect("one of all names is free")
+}

@@ -1,0 +1,162 @@
+//! A program that runs beside the test, and ends with it.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ExitStatus},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    command::{text_of, wait_line},
+    wait::wait_for,
+};
+
+/// A running program; dropping it ends it.
+#[derive(Debug)]
+pub struct Program {
+    command: String,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl Program {
+    pub(crate) fn new(command: String, child: Child, stdin: Option<ChildStdin>, out: PathBuf, err: PathBuf) -> Self {
+        Self { command, child, stdin, out, err }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote to standard output so far.
+    pub fn out(&self) -> String {
+        text_of(&self.out)
+    }
+
+    /// The file with its standard output.
+    pub fn out_file(&self) -> &Path {
+        &self.out
+    }
+
+    /// What it wrote to standard error so far.
+    pub fn err(&self) -> String {
+        text_of(&self.err)
+    }
+
+    /// Waits for a line on standard output.
+    ///
+    /// # Panics
+    /// When it doesn't come, or the program ends first.
+    #[track_caller]
+    pub fn line(&mut self, what: &str, bound: Duration, holds: impl Fn(&str) -> bool) -> String {
+        let out = self.out.clone();
+        wait_for(&format!("{what} from {} (see {})", self.command, out.display()), bound, || {
+            let ended = self.child.try_wait().expect("a child can be waited for");
+            let line = text_of(&out).lines().find(|line| holds(line)).map(str::to_owned);
+            if let (None, Some(status)) = (&line, ended) {
+                panic!("{} ended ({status}) before {what}\n{}{}", self.command, self.out(), self.err());
+            }
+            line
+        })
+    }
+
+    /// Waits for a line on standard error.
+    ///
+    /// # Panics
+    /// When it doesn't come.
+    #[track_caller]
+    pub fn err_line(&self, what: &str, bound: Duration, holds: impl Fn(&str) -> bool) -> String {
+        wait_line(&self.err, what, bound, holds)
+    }
+
+    /// Writes to its input.
+    ///
+    /// # Panics
+    /// It was not started with an open input, or has ended.
+    #[track_caller]
+    pub fn write(&mut self, bytes: impl AsRef<[u8]>) {
+        let stdin = self.stdin.as_mut().expect("started with an open input");
+        stdin.write_all(bytes.as_ref()).and_then(|()| stdin.flush()).expect("the program reads");
+    }
+
+    /// Ends its input.
+    pub fn close_input(&mut self) {
+        drop(self.stdin.take());
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_none()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw) {
+            kill_process(pid, signal).ok();
+        }
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it goes on beyond the bound.
+    #[track_caller]
+    pub fn wait(&mut self, bound: Duration) -> ExitStatus {
+        let what = format!("the end of {}", self.command);
+        wait_for(&what, bound, || self.child.try_wait().expect("a child can be waited for"))
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+
+    /// Open files, sockets, and resident memory in KiB, as the kernel counts them.
+    pub fn usage(&self) -> Usage {
+        let process = Path::new("/proc").join(self.pid().to_string());
+        let links: Vec<_> = fs::read_dir(process.join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| fs::read_link(entry.path()).ok())
+            .collect();
+        let status = text_of(&process.join("status"));
+        let number = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
+        Usage {
+            files: links.len(),
+            sockets: links.iter().filter(|link| link.to_string_lossy().starts_with("socket:")).count(),
+            threads: number("Threads:").unwrap_or(0),
+            resident_kib: number("VmRSS:").unwrap_or(0),
+        }
+    }
+}
+
+/// What a process holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Open file descriptors.
+    pub files: usize,
+    /// Those that are sockets.
+    pub sockets: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Resident memory in KiB.
+    pub resident_kib: usize,
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

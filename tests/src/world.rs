@@ -1,0 +1,153 @@
+//! A gateway with its administrator; and the world that the tests of one topic share.
+
+use std::{
+    path::PathBuf,
+    sync::{LazyLock, Mutex},
+    time::Duration,
+};
+
+use crate::{agent::Agent, cluster::Cluster, gateway::Gateway, place, user::User, wait::wait_until};
+
+/// How long a new agent may take until requests pass.
+pub const CONNECTED: Duration = Duration::from_secs(20);
+
+/// A gateway and `admin`, who owns project `demo`.
+#[derive(Debug)]
+pub struct World {
+    /// The gateway.
+    pub gateway: Gateway,
+    /// Its first user.
+    pub admin: User,
+}
+
+impl World {
+    /// Starts a gateway and signs `admin` in.
+    #[track_caller]
+    pub fn new(name: &str, cluster: &Cluster) -> Self {
+        Self::of(Gateway::start(name, cluster))
+    }
+
+    /// Signs `admin` in at a gateway that runs.
+    #[track_caller]
+    pub fn of(gateway: Gateway) -> Self {
+        let admin = User::sign_in(&gateway, "admin", &gateway.one_time_code);
+        Self { gateway, admin }
+    }
+
+    /// Registers a membership; the file is what its agent is given.
+    #[track_caller]
+    pub fn register(&self, membership: &str) -> PathBuf {
+        let file = place::directory(&format!("registration-{membership}")).join("registration.yaml");
+        self.admin
+            .towline("memberships register --project demo --impersonate-anyone")
+            .arg(membership)
+            .arg("--output-file")
+            .arg(&file)
+            .ok();
+        file
+    }
+
+    /// Registers a membership and runs its agent; `admin`'s kubeconfig gets a context for it.
+    #[track_caller]
+    pub fn join(&self, cluster: &Cluster, membership: &str) -> Agent {
+        let mut agent = Agent::new(cluster, membership, self.register(membership));
+        agent.run();
+        self.admin.get_credentials(membership);
+        self.grant(cluster, &self.admin.name, "cluster-admin");
+        self.wait_served(&self.admin);
+        agent
+    }
+
+    /// Waits until a user's current membership answers.
+    #[track_caller]
+    pub fn wait_served(&self, user: &User) {
+        wait_until("the membership answers", CONNECTED, || {
+            user.kubectl("get --raw /version --request-timeout 10s").run().code == Some(0)
+        });
+    }
+
+    /// A new user with a role on the project, signed in.
+    #[track_caller]
+    pub fn user(&self, name: &str, role: &str) -> User {
+        let made = self.admin.towline("users create -o json").arg(name).json();
+        let code = made["oneTimeCode"].as_str().unwrap_or_else(|| panic!("no one-time code: {made}"));
+        self.admin
+            .towline("projects add-iam-policy-binding demo")
+            .args(["--member", &format!("user:{name}"), "--role", role])
+            .ok();
+        User::sign_in(&self.gateway, name, code)
+    }
+
+    /// RBAC in the cluster for a user that the gateway knows.
+    #[track_caller]
+    pub fn grant(&self, cluster: &Cluster, user: &str, cluster_role: &str) {
+        let binding = format!("towline-it-{user}-{cluster_role}");
+        let command = format!("create clusterrolebinding {binding} --clusterrole {cluster_role} --user {user}");
+        let said = cluster.kubectl(&command).run();
+        assert!(said.code == Some(0) || said.stderr.contains("AlreadyExists"), "{said}");
+    }
+}
+
+/// What the tests of one binary share: `admin` with the cluster that has a node.
+#[derive(Debug)]
+pub struct Shared {
+    /// The gateway and its administrator.
+    pub world: World,
+    /// The cluster with a node.
+    pub cluster: Cluster,
+    /// Its agent.
+    pub agent: Mutex<Agent>,
+    /// A namespace of this run, with the pod [`POD`] in it.
+    pub namespace: String,
+}
+
+/// A pod that sleeps, with busybox's programs.
+pub const POD: &str = "box";
+
+/// The image of [`POD`].
+pub const BUSYBOX: &str = "busybox:latest";
+
+/// Kubernetes' own test server.
+pub const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
+
+/// The shared world; made by whichever test comes first.
+#[track_caller]
+pub fn shared() -> &'static Shared {
+    static SHARED: LazyLock<Shared> = LazyLock::new(|| {
+        let cluster = Cluster::with_node();
+        let world = World::new("gateway", &cluster);
+        let agent = world.join(&cluster, "it");
+        let namespace = new_namespace(&cluster);
+        cluster
+            .kubectl(&format!("-n {namespace} run {POD} --image {BUSYBOX} --image-pull-policy Never"))
+            .args(["--restart", "Never", "--overrides"])
+            .arg(r#"{"spec":{"terminationGracePeriodSeconds":0}}"#)
+            .args(["--", "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done"])
+            .ok();
+        cluster.kubectl(&format!("-n {namespace} wait --for condition=Ready pod/{POD} --timeout 60s")).ok();
+        world.admin.kubectl("config set-context --current --namespace").arg(&namespace).ok();
+        Shared { world, cluster, agent: Mutex::new(agent), namespace }
+    });
+    &SHARED
+}
+
+/// Makes a namespace for this run; those that earlier runs left are deleted.
+#[track_caller]
+pub fn new_namespace(cluster: &Cluster) -> String {
+    let label = "towline.test/run";
+    cluster.kubectl(&format!("delete namespace -l {label} --wait=false --ignore-not-found")).ok();
+    let name = format!("it-{}-{}", std::process::id(), crate::gateway::free_port());
+    cluster.kubectl(&format!("create namespace {name}")).ok();
+    cluster.kubectl(&format!("label namespace {name} {label}=yes")).ok();
+    wait_until("the namespace's service account is there", Duration::from_secs(20), || {
+        cluster.kubectl(&format!("-n {name} get serviceaccount default")).run().code == Some(0)
+    });
+    name
+}
+
+impl Shared {
+    /// kubectl through the gateway as `admin`, in the run's namespace.
+    pub fn kubectl(&self, words: &str) -> crate::Cmd {
+        self.world.admin.kubectl(words)
+    }
+}
