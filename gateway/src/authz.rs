@@ -13,7 +13,7 @@ use crate::{
     authn::{Caller, Identity},
     error::Refused,
     iam::Permission,
-    store::Store,
+    store::{MembershipRow, Store},
     target::Target,
 };
 
@@ -44,9 +44,8 @@ pub async fn permit(gateway: &Gateway, caller: Caller, target: Target) -> Result
             .memberships(Some(&membership.project))
             .await
             .unwrap_or_default();
-        let names = all.iter().map(|row| row.membership.id.as_str());
         return Err(Refused::NoMembership {
-            nearest: nearest(membership.id.as_str(), names),
+            nearest: nearest(membership, &all),
             membership: membership.clone(),
         });
     }
@@ -136,17 +135,17 @@ async fn still(store: &Store, caller: &Caller, permission: Permission) -> Result
     }
 }
 
-/// Up to three names that share most of their letters with what was asked for.
-fn nearest<'a>(asked: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut scored: Vec<(usize, &str)> = names.map(|name| (distance(asked, name), name)).collect();
+/// Up to three memberships' names that share most of their letters with what was asked for.
+pub(crate) fn nearest(asked: &Membership, rows: &[MembershipRow]) -> Vec<String> {
+    let asked = asked.id.as_str();
+    let mut scored: Vec<(usize, &str)> = rows
+        .iter()
+        .map(|row| row.membership.id.as_str())
+        .map(|name| (distance(asked, name), name))
+        .collect();
     scored.sort_unstable();
     let near = asked.len().div_ceil(2).max(2);
-    scored
-        .into_iter()
-        .filter(|(distance, _)| *distance <= near)
-        .take(3)
-        .map(|(_, name)| name.to_owned())
-        .collect()
+    scored.into_iter().filter(|(distance, _)| *distance <= near).take(3).map(|(_, name)| name.to_owned()).collect()
 }
 
 /// Levenshtein's distance; both are DNS labels, so at most 63 by 63.
@@ -189,11 +188,18 @@ mod tests {
 
     #[test]
     fn near_names_come_first_and_far_ones_not_at_all() {
-        let names = ["prod-eu", "prod-us", "staging", "prd-eu"];
-        assert_eq!(
-            nearest("prod-eu", names.into_iter()),
-            ["prod-eu", "prd-eu", "prod-us"]
-        );
-        assert!(nearest("x", names.into_iter()).is_empty());
+        let name = |id: &str| -> Membership { format!("projects/p/locations/global/memberships/{id}").parse().unwrap() };
+        let rows = ["prod-eu", "prod-us", "staging", "prd-eu"].map(|id| MembershipRow {
+            membership: name(id),
+            public_key: None,
+            external_id: String::new(),
+            kubernetes_version: String::new(),
+            agent_version: String::new(),
+            connected_since: None,
+            disconnected_since: None,
+            created: 0,
+        });
+        assert_eq!(nearest(&name("prod-eu"), &rows), ["prod-eu", "prd-eu", "prod-us"]);
+        assert!(nearest(&name("x"), &rows).is_empty());
     }
 }

@@ -1,0 +1,182 @@
+//! Registered clusters.
+
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+use towline_proto::{
+    api::{
+        self, DeleteMembershipRequest, DeleteMembershipResponse, GenerateCredentialsRequest,
+        GenerateCredentialsResponse, GetMembershipRequest, ListMembershipsRequest, ListMembershipsResponse,
+        RegisterRequest, RegisterResponse, membership::State, memberships_server::Memberships,
+    },
+    endpoint,
+    handshake::random_id,
+    names::{Location, Membership, Project},
+    registration::Registration,
+};
+
+use super::{
+    Api,
+    caller::{name, timestamp},
+    internal,
+};
+use crate::{
+    iam::Permission,
+    store::{MembershipRow, memberships::MembershipError},
+};
+
+/// How long a registration token is good for, in seconds.
+const TOKEN_SECONDS: u64 = 3600;
+
+#[tonic::async_trait]
+impl Memberships for Api {
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let membership = resource(&message.project, &message.location, &message.name)?;
+        self.permitted(&metadata, &membership.project, Permission::Administer).await?;
+        let gateway = &self.gateway;
+        let token = random_id().and_then(|first| Ok(format!("{first}{}", random_id()?)));
+        let token = token.map_err(|error| Status::internal(error.to_string()))?;
+        let now = gateway.clock.unix();
+        let expires = now + TOKEN_SECONDS;
+        let row =
+            gateway.store.register(&membership, message.renew, &token, now, expires).await.map_err(refused)?;
+        let registration = Registration {
+            gateway: gateway.config.public_url.as_str().trim_end_matches('/').to_owned(),
+            certificate_authority: gateway.certificate_authority.clone(),
+            root_key: gateway.keys.root(),
+            membership,
+            token: Some(token),
+            expires: Some(timestamp(expires).to_string()),
+        };
+        Ok(Response::new(RegisterResponse {
+            membership: Some(self.message(row)),
+            registration: yaml(&registration)?,
+            expires: Some(timestamp(expires)),
+        }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<ListMembershipsRequest>,
+    ) -> Result<Response<ListMembershipsResponse>, Status> {
+        let project = &request.get_ref().project;
+        let rows = if project.is_empty() {
+            self.visible(request.metadata()).await?
+        } else {
+            let project: Project = name("project", project)?;
+            self.permitted(request.metadata(), &project, Permission::View).await?;
+            self.gateway.store.memberships(Some(&project)).await.map_err(internal)?
+        };
+        let memberships = rows.into_iter().map(|row| self.message(row)).collect();
+        Ok(Response::new(ListMembershipsResponse { memberships }))
+    }
+
+    async fn get(&self, request: Request<GetMembershipRequest>) -> Result<Response<api::Membership>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let membership = resource(&message.project, &message.location, &message.name)?;
+        let row = self.existing(&metadata, membership, Permission::View).await?;
+        Ok(Response::new(self.message(row)))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteMembershipRequest>,
+    ) -> Result<Response<DeleteMembershipResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let membership = resource(&message.project, &message.location, &message.name)?;
+        let row = self.existing(&metadata, membership, Permission::Administer).await?;
+        self.gateway.store.delete_membership(&row.membership).await.map_err(refused)?;
+        self.gateway.tunnels.close(&row.membership, "the membership was deleted");
+        Ok(Response::new(DeleteMembershipResponse {}))
+    }
+
+    async fn generate_credentials(
+        &self,
+        request: Request<GenerateCredentialsRequest>,
+    ) -> Result<Response<GenerateCredentialsResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let membership = resource(&message.project, &message.location, &message.name)?;
+        let row = self.existing(&metadata, membership, Permission::GenerateCredentials).await?;
+        let base = self.gateway.config.public_url.as_str().trim_end_matches('/').to_owned();
+        Ok(Response::new(GenerateCredentialsResponse { server: base + &endpoint::path(&row.membership) }))
+    }
+}
+
+impl Api {
+    /// Every membership of the caller's projects.
+    async fn visible(&self, metadata: &MetadataMap) -> Result<Vec<MembershipRow>, Status> {
+        let caller = self.caller(metadata).await?;
+        let store = &self.gateway.store;
+        let mut rows = store.memberships(None).await.map_err(internal)?;
+        let mut own = std::collections::HashMap::new();
+        for row in &rows {
+            let project = &row.membership.project;
+            if !own.contains_key(project) {
+                let policy = store.policy(project).await.map_err(internal)?;
+                let permitted = policy.is_some_and(|policy| policy.permits(&caller.principal, Permission::View));
+                own.insert(project.clone(), permitted);
+            }
+        }
+        rows.retain(|row| own.get(&row.membership.project).copied().unwrap_or_default());
+        Ok(rows)
+    }
+
+    /// A membership that exists, for a caller who may know.
+    async fn existing(
+        &self,
+        metadata: &MetadataMap,
+        membership: Membership,
+        permission: Permission,
+    ) -> Result<MembershipRow, Status> {
+        self.permitted(metadata, &membership.project, permission).await?;
+        let store = &self.gateway.store;
+        if let Some(row) = store.membership(&membership).await.map_err(internal)? {
+            return Ok(row);
+        }
+        let rows = store.memberships(Some(&membership.project)).await.map_err(internal)?;
+        let nearest = crate::authz::nearest(&membership, &rows);
+        Err(Status::not_found(crate::error::Refused::NoMembership { membership, nearest }.to_string()))
+    }
+
+    fn message(&self, row: MembershipRow) -> api::Membership {
+        let sessions = self.gateway.tunnels.sessions(&row.membership);
+        let (state, since) = match (&row.public_key, row.connected_since, row.disconnected_since) {
+            (None, ..) => (State::Pending, row.created),
+            (Some(_), Some(since), _) => (State::Connected, since),
+            (Some(_), None, since) => (State::Disconnected, since.unwrap_or(row.created)),
+        };
+        api::Membership {
+            project: row.membership.project.to_string(),
+            location: row.membership.location.to_string(),
+            name: row.membership.id.to_string(),
+            external_id: row.external_id,
+            kubernetes_version: row.kubernetes_version,
+            agent_version: row.agent_version,
+            state: state.into(),
+            state_since: Some(timestamp(since)),
+            created: Some(timestamp(row.created)),
+            sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+fn resource(project: &str, location: &str, id: &str) -> Result<Membership, Status> {
+    Ok(Membership {
+        project: name("project", project)?,
+        location: if location.is_empty() { Location::global() } else { name("location", location)? },
+        id: name("name", id)?,
+    })
+}
+
+/// YAML is a superset of JSON; written as people write it, all the same.
+fn yaml(registration: &Registration) -> Result<String, Status> {
+    serde_saphyr::to_string(registration).map_err(|error| Status::internal(error.to_string()))
+}
+
+fn refused(error: MembershipError) -> Status {
+    let text = error.to_string();
+    match error {
+        MembershipError::Store(error) => internal(error),
+        MembershipError::Exists(_) => Status::already_exists(text),
+        MembershipError::Unknown(_) | MembershipError::NoProject(_) => Status::not_found(text),
+    }
+}
