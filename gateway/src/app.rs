@@ -1,6 +1,6 @@
 //! The only place that builds parts: configuration in, a running gateway out.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -15,7 +15,7 @@ use crate::{
     login,
     quota::Quotas,
     server,
-    store::Store,
+    store::{Store, StoreError},
     tls::{Certificate, CertificateError},
     tunnels::Tunnels,
 };
@@ -27,6 +27,8 @@ pub struct Gateway {
     pub config: Config,
     /// The time.
     pub clock: Clock,
+    /// What agents and callers check the public port's certificate against, in PEM; `None`: their system's own.
+    pub certificate_authority: Option<String>,
     /// The gateway's own keys.
     pub keys: Arc<Keys>,
     /// Users, policies, memberships.
@@ -68,6 +70,18 @@ pub enum StartError {
     /// The public port's certificate.
     #[error("tls: the certificate can't be used")]
     Certificate(#[source] CertificateError),
+    /// The certificate authority's file.
+    #[error("certificate_authority = {path:?} can't be read")]
+    CertificateAuthority {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The database.
+    #[error("the database can't be used")]
+    Store(#[source] StoreError),
 }
 
 /// A gateway that runs.
@@ -91,6 +105,14 @@ impl Gateway {
             }
             None => None,
         };
+        let certificate_authority = match &config.certificate_authority {
+            Some(path) => Some(std::fs::read_to_string(path).map_err(|source| {
+                StartError::CertificateAuthority { path: path.clone(), source }
+            })?),
+            None => None,
+        };
+        // What a gateway that died left behind.
+        store.all_disconnected(clock.unix()).await.map_err(StartError::Store)?;
         let (listener, public) = bind("listen", config.listen).await?;
         let (admin_listener, admin) = bind("admin_listen", config.admin_listen).await?;
         let gateway = Arc::new(Self {
@@ -99,6 +121,7 @@ impl Gateway {
             login: login::State::new(&config),
             config,
             clock,
+            certificate_authority,
             keys,
             store,
             tunnels: Tunnels::default(),
@@ -111,7 +134,7 @@ impl Gateway {
         let mut loops = vec![
             own(server::run(Arc::clone(&gateway), listener, certificate.clone())),
             own(admin::run(Arc::clone(&gateway), admin_listener)),
-            own(Arc::clone(&gateway.keys).renew(gateway.clock.clone())),
+            own(Arc::clone(&gateway.keys).renew(gateway.drain.clone())),
         ];
         if let Some(certificate) = certificate {
             loops.push(own(certificate.watch()));
@@ -171,6 +194,7 @@ impl Running {
         if timeout(std::time::Duration::from_secs(5), gateway.tasks.wait()).await.is_err() {
             tracing::warn!("some sessions did not end in time");
         }
+        gateway.store.close().await;
     }
 }
 
