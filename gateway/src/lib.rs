@@ -44,3 +44,5 @@ pub mod store;
 pub mod target;
 pub mod tls;
 pub mod tunnels;
+
+mod private;

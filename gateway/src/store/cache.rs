@@ -1,0 +1,130 @@
+//! What every request asks for, remembered until somebody writes.
+//!
+//! A value that was read before a write and arrives after it must not be remembered: so a reader notes the number
+//! of writes before it asks the database, and its answer is kept only if no write came since.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Mutex, PoisonError},
+};
+
+use tokio::sync::watch;
+use towline_proto::names::{Membership, Project};
+
+use super::{MembershipRow, User};
+use crate::iam::Policy;
+
+/// How many of each are remembered; then all are forgotten. What is asked for may be names that don't exist.
+const MOST: usize = 10_000;
+
+#[derive(Debug)]
+pub(super) struct Cache {
+    state: Mutex<State>,
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    writes: u64,
+    users: HashMap<String, Option<User>>,
+    policies: HashMap<Project, Option<Policy>>,
+    memberships: HashMap<Membership, Option<MembershipRow>>,
+}
+
+/// One kind of remembered values.
+pub(super) trait Remembered: Sized {
+    type Key: Clone + Eq + Hash;
+    fn of(state: &mut impl Kinds) -> &mut HashMap<Self::Key, Option<Self>>;
+}
+
+/// Where each kind is kept.
+pub(super) trait Kinds {
+    fn users(&mut self) -> &mut HashMap<String, Option<User>>;
+    fn policies(&mut self) -> &mut HashMap<Project, Option<Policy>>;
+    fn memberships(&mut self) -> &mut HashMap<Membership, Option<MembershipRow>>;
+}
+
+impl Kinds for State {
+    fn users(&mut self) -> &mut HashMap<String, Option<User>> {
+        &mut self.users
+    }
+    fn policies(&mut self) -> &mut HashMap<Project, Option<Policy>> {
+        &mut self.policies
+    }
+    fn memberships(&mut self) -> &mut HashMap<Membership, Option<MembershipRow>> {
+        &mut self.memberships
+    }
+}
+
+impl Remembered for User {
+    type Key = String;
+    fn of(state: &mut impl Kinds) -> &mut HashMap<String, Option<Self>> {
+        state.users()
+    }
+}
+
+impl Remembered for Policy {
+    type Key = Project;
+    fn of(state: &mut impl Kinds) -> &mut HashMap<Project, Option<Self>> {
+        state.policies()
+    }
+}
+
+impl Remembered for MembershipRow {
+    type Key = Membership;
+    fn of(state: &mut impl Kinds) -> &mut HashMap<Membership, Option<Self>> {
+        state.memberships()
+    }
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { state: Mutex::default(), changes: watch::channel(0).0 }
+    }
+}
+
+impl Cache {
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// What is remembered, or the number of writes so far to hand to [`Cache::remember`].
+    pub(super) fn recall<T: Remembered + Clone>(&self, key: &T::Key) -> Result<Option<T>, u64> {
+        let mut state = self.lock();
+        let writes = state.writes;
+        T::of(&mut *state).get(key).cloned().ok_or(writes)
+    }
+
+    pub(super) fn remember<T: Remembered>(&self, key: T::Key, value: Option<T>, writes: u64) {
+        let mut state = self.lock();
+        if state.writes == writes {
+            let kind = T::of(&mut *state);
+            if kind.len() >= MOST {
+                kind.clear();
+            }
+            kind.insert(key, value);
+        }
+    }
+
+    /// A write that concerns a membership's state alone.
+    pub(super) fn forget(&self) {
+        let mut state = self.lock();
+        state.writes += 1;
+        state.memberships.clear();
+    }
+
+    /// A write that may give or take rights.
+    pub(super) fn changed(&self) {
+        {
+            let mut state = self.lock();
+            *state = State { writes: state.writes + 1, ..State::default() };
+        }
+        // After the memory is empty: whoever is woken reads anew.
+        self.changes.send_modify(|version| *version += 1);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,377 @@
+//! Memberships, the tokens that register them, and what their agents told.
+
+use sqlx::{Row as _, Sqlite, Transaction, sqlite::SqliteRow};
+use towline_proto::{
+    handshake::Hello,
+    jws::PublicKey,
+    names::{Membership, Project},
+};
+
+use super::{Concern, Store, StoreError, hash, sql, unix};
+
+/// A membership as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Its name.
+    pub membership: Membership,
+    /// The agent's key, once it is enrolled.
+    pub public_key: Option<PublicKey>,
+    /// UID of the cluster's `kube-system` namespace, empty until known.
+    pub external_id: String,
+    /// `gitVersion` of the API server, empty until known.
+    pub kubernetes_version: String,
+    /// The agent's version, empty until known.
+    pub agent_version: String,
+    /// Since when an agent is connected, in Unix seconds.
+    pub connected_since: Option<u64>,
+    /// Since when none is, in Unix seconds.
+    pub disconnected_since: Option<u64>,
+    /// Since when it exists, in Unix seconds.
+    pub created: u64,
+}
+
+/// Why a membership isn't registered or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipError {
+    /// The name is taken.
+    #[error("a membership with the same name already exists: {0}")]
+    Exists(Membership),
+    /// There is none of this name.
+    #[error("membership {:?} not found in project {:?}", .0.id.as_str(), .0.project.as_str())]
+    Unknown(Membership),
+    /// There is no project of this name.
+    #[error("project {:?} does not exist", .0.as_str())]
+    NoProject(Project),
+    /// See [`StoreError`].
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a registration token isn't redeemed.
+#[derive(Debug, thiserror::Error)]
+pub enum RedeemError {
+    /// Unknown, used or expired: not told which.
+    #[error("no valid registration token was found")]
+    NoToken,
+    /// The token is another membership's: somebody else has this name.
+    #[error("a membership with the same name already exists")]
+    Exists,
+    /// See [`StoreError`].
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Store {
+    /// The membership of this name. From memory, mostly.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn membership(&self, membership: &Membership) -> Result<Option<Row>, StoreError> {
+        let writes = match self.cache().recall::<Row>(membership) {
+            Ok(row) => return Ok(row),
+            Err(writes) => writes,
+        };
+        let found = sqlx::query(
+            "SELECT project, location, name, public_key, external_id, kubernetes_version, agent_version, \
+             connected_since, disconnected_since, created FROM memberships \
+             WHERE project = $1 AND location = $2 AND name = $3",
+        )
+        .bind(membership.project.as_str())
+        .bind(membership.location.as_str())
+        .bind(membership.id.as_str())
+        .fetch_optional(self.reader())
+        .await
+        .map_err(|error| self.error(error))?;
+        let row = found.map(|row| self.row(&row)).transpose()?;
+        self.cache().remember(membership.clone(), row.clone(), writes);
+        Ok(row)
+    }
+
+    /// The memberships of one project, or all, by name.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn memberships(&self, project: Option<&Project>) -> Result<Vec<Row>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT project, location, name, public_key, external_id, kubernetes_version, agent_version, \
+             connected_since, disconnected_since, created FROM memberships \
+             WHERE project = $1 OR $1 IS NULL ORDER BY project, location, name",
+        )
+        .bind(project.map(Project::as_str))
+        .fetch_all(self.reader())
+        .await
+        .map_err(|error| self.error(error))?;
+        rows.iter().map(|row| self.row(row)).collect()
+    }
+
+    /// Makes a membership with a registration token; with `renew` an existing one gets a new token.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn register(
+        &self,
+        membership: &Membership,
+        renew: bool,
+        token: &str,
+        now: u64,
+        expires: u64,
+    ) -> Result<Row, MembershipError> {
+        let mut transaction = self.begin().await?;
+        let project: Option<i64> = sqlx::query_scalar("SELECT 1 FROM projects WHERE name = $1")
+            .bind(membership.project.as_str())
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(|error| self.error(error))?;
+        if project.is_none() {
+            return Err(MembershipError::NoProject(membership.project.clone()));
+        }
+        match self.read_membership(&mut transaction, membership).await? {
+            Some(_) if !renew => return Err(MembershipError::Exists(membership.clone())),
+            None if renew => return Err(MembershipError::Unknown(membership.clone())),
+            _ => {}
+        }
+        sqlx::query(
+            "INSERT INTO memberships (project, location, name, key_used, external_id, kubernetes_version, \
+             agent_version, created) VALUES ($1, $2, $3, FALSE, '', '', '', $4) ON CONFLICT DO NOTHING",
+        )
+        .bind(membership.project.as_str())
+        .bind(membership.location.as_str())
+        .bind(membership.id.as_str())
+        .bind(sql(now))
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| self.error(error))?;
+        // The token before is worth nothing from now on.
+        self.execute_on(
+            &mut transaction,
+            "DELETE FROM registration_tokens WHERE project = $1 AND location = $2 AND name = $3",
+            membership,
+        )
+        .await?;
+        sqlx::query(
+            "INSERT INTO registration_tokens (project, location, name, hash, expires) VALUES ($1, $2, $3, $4, $5)",
+        )
+        .bind(membership.project.as_str())
+        .bind(membership.location.as_str())
+        .bind(membership.id.as_str())
+        .bind(hash(token))
+        .bind(sql(expires))
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| self.error(error))?;
+        let row = self.read_membership(&mut transaction, membership).await?;
+        self.commit(transaction, Concern::Rights).await?;
+        row.ok_or_else(|| MembershipError::Unknown(membership.clone()))
+    }
+
+    /// Binds a membership to an agent's key, once for each token; the same key may repeat it until it has connected.
+    /// `true` when the key is a new one: sessions of the old key are to end.
+    ///
+    /// # Errors
+    /// See [`RedeemError`].
+    pub async fn redeem(
+        &self,
+        membership: &Membership,
+        token: &str,
+        key: PublicKey,
+        now: u64,
+    ) -> Result<bool, RedeemError> {
+        let mut transaction = self.begin().await?;
+        let found: Option<(String, String, String, Option<String>)> = sqlx::query_as(
+            "SELECT project, location, name, redeemed_by FROM registration_tokens WHERE hash = $1 AND expires > $2",
+        )
+        .bind(hash(token))
+        .bind(sql(now))
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(|error| self.error(error))?;
+        let Some((project, location, name, redeemed_by)) = found else { return Err(RedeemError::NoToken) };
+        if project != membership.project.as_str()
+            || location != membership.location.as_str()
+            || name != membership.id.as_str()
+        {
+            // Whoever holds a valid token may know what else there is; to claim another's name with it is refused.
+            return Err(match self.read_membership(&mut transaction, membership).await? {
+                Some(_) => RedeemError::Exists,
+                None => RedeemError::NoToken,
+            });
+        }
+        if let Some(redeemed_by) = redeemed_by {
+            let used: bool = sqlx::query_scalar(
+                "SELECT key_used FROM memberships WHERE project = $1 AND location = $2 AND name = $3",
+            )
+            .bind(project)
+            .bind(location)
+            .bind(name)
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(|error| self.error(error))?;
+            return if redeemed_by == key.to_string() && !used { Ok(false) } else { Err(RedeemError::NoToken) };
+        }
+        sqlx::query("UPDATE registration_tokens SET redeemed_by = $2 WHERE hash = $1")
+            .bind(hash(token))
+            .bind(key.to_string())
+            .execute(&mut *transaction)
+            .await
+            .map_err(|error| self.error(error))?;
+        sqlx::query(
+            "UPDATE memberships SET public_key = $4, key_used = FALSE \
+             WHERE project = $1 AND location = $2 AND name = $3",
+        )
+        .bind(project)
+        .bind(location)
+        .bind(name)
+        .bind(key.to_string())
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| self.error(error))?;
+        self.commit(transaction, Concern::Rights).await?;
+        Ok(true)
+    }
+
+    /// Deletes a membership with its tokens.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn delete_membership(&self, membership: &Membership) -> Result<(), MembershipError> {
+        let mut transaction = self.begin().await?;
+        let deleted = self
+            .execute_on(
+                &mut transaction,
+                "DELETE FROM memberships WHERE project = $1 AND location = $2 AND name = $3",
+                membership,
+            )
+            .await?;
+        if deleted == 0 {
+            return Err(MembershipError::Unknown(membership.clone()));
+        }
+        Ok(self.commit(transaction, Concern::Rights).await?)
+    }
+
+    /// Notes that an agent's session has begun and what it told; its registration token is used up for good.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn agent_connected(&self, membership: &Membership, hello: &Hello, now: u64) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        // What an agent couldn't find out this time was perhaps known before.
+        sqlx::query(
+            "UPDATE memberships SET key_used = TRUE, agent_version = $4, \
+             kubernetes_version = CASE WHEN $5 = '' THEN kubernetes_version ELSE $5 END, \
+             external_id = CASE WHEN $6 = '' THEN external_id ELSE $6 END, \
+             connected_since = COALESCE(connected_since, $7), disconnected_since = NULL \
+             WHERE project = $1 AND location = $2 AND name = $3",
+        )
+        .bind(membership.project.as_str())
+        .bind(membership.location.as_str())
+        .bind(membership.id.as_str())
+        .bind(&hello.agent_version)
+        .bind(&hello.kubernetes_version)
+        .bind(&hello.external_id)
+        .bind(sql(now))
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| self.error(error))?;
+        self.execute_on(
+            &mut transaction,
+            "DELETE FROM registration_tokens \
+             WHERE project = $1 AND location = $2 AND name = $3 AND redeemed_by IS NOT NULL",
+            membership,
+        )
+        .await?;
+        self.commit(transaction, Concern::Status).await
+    }
+
+    /// Notes that a membership's last session has ended.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn agent_disconnected(&self, membership: &Membership, now: u64) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query(
+            "UPDATE memberships SET connected_since = NULL, disconnected_since = COALESCE(disconnected_since, $4) \
+             WHERE project = $1 AND location = $2 AND name = $3",
+        )
+        .bind(membership.project.as_str())
+        .bind(membership.location.as_str())
+        .bind(membership.id.as_str())
+        .bind(sql(now))
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| self.error(error))?;
+        self.commit(transaction, Concern::Status).await
+    }
+
+    /// Notes that no agent is connected: what a gateway that died left behind.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn all_disconnected(&self, now: u64) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query(
+            "UPDATE memberships SET connected_since = NULL, disconnected_since = $1 WHERE connected_since IS NOT NULL",
+        )
+        .bind(sql(now))
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| self.error(error))?;
+        self.commit(transaction, Concern::Status).await
+    }
+
+    async fn read_membership(
+        &self,
+        transaction: &mut Transaction<'static, Sqlite>,
+        membership: &Membership,
+    ) -> Result<Option<Row>, StoreError> {
+        let found = sqlx::query(
+            "SELECT project, location, name, public_key, external_id, kubernetes_version, agent_version, \
+             connected_since, disconnected_since, created FROM memberships \
+             WHERE project = $1 AND location = $2 AND name = $3",
+        )
+        .bind(membership.project.as_str())
+        .bind(membership.location.as_str())
+        .bind(membership.id.as_str())
+        .fetch_optional(&mut **transaction)
+        .await
+        .map_err(|error| self.error(error))?;
+        found.map(|row| self.row(&row)).transpose()
+    }
+
+    async fn execute_on(
+        &self,
+        transaction: &mut Transaction<'static, Sqlite>,
+        query: &'static str,
+        membership: &Membership,
+    ) -> Result<u64, StoreError> {
+        let done = sqlx::query(query)
+            .bind(membership.project.as_str())
+            .bind(membership.location.as_str())
+            .bind(membership.id.as_str())
+            .execute(&mut **transaction)
+            .await
+            .map_err(|error| self.error(error))?;
+        Ok(done.rows_affected())
+    }
+
+    fn row(&self, row: &SqliteRow) -> Result<Row, StoreError> {
+        let text = |column: usize| row.try_get::<String, _>(column).map_err(|error| self.error(error));
+        let time = |column: usize| {
+            row.try_get::<Option<i64>, _>(column).map(|time| time.map(unix)).map_err(|error| self.error(error))
+        };
+        let public_key: Option<String> = row.try_get(3).map_err(|error| self.error(error))?;
+        Ok(Row {
+            membership: Membership {
+                project: text(0)?.parse().map_err(|error| self.value(error))?,
+                location: text(1)?.parse().map_err(|error| self.value(error))?,
+                id: text(2)?.parse().map_err(|error| self.value(error))?,
+            },
+            public_key: public_key.map(|key| key.parse()).transpose().map_err(|error| self.value(error))?,
+            external_id: text(4)?,
+            kubernetes_version: text(5)?,
+            agent_version: text(6)?,
+            connected_since: time(7)?,
+            disconnected_since: time(8)?,
+            created: time(9)?.unwrap_or_default(),
+        })
+    }
+}
