@@ -58,7 +58,7 @@ start_control_plane() {
 		--kubelet-client-key "$pki/apiserver-kubelet-client.key" \
 		--kubelet-certificate-authority "$pki/ca.crt" \
 		--kubelet-preferred-address-types InternalIP \
-		--enable-aggregator-routing \
+		--enable-aggregator-routing --feature-gates CBORServingAndStorage=true \
 		--requestheader-client-ca-file "$pki/front-proxy-ca.crt" \
 		--requestheader-allowed-names front-proxy-client \
 		--requestheader-username-headers X-Remote-User \
