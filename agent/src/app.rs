@@ -1,0 +1,403 @@
+//! Puts the agent together and keeps a session up until it is told to end.
+//!
+//! Nothing that the network does ends an agent: it dials again, forever. Told to end, it asks the gateway to
+//! send new requests elsewhere, lets running streams finish up to the drain limit, and goes.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use towline_proto::{
+    handshake::{Facts, Opened},
+    jws::KeyPair,
+    registration::Registration,
+    session::Session,
+    tunnel,
+};
+
+use crate::{
+    backoff::Backoff,
+    cluster::{self, Cluster, ClusterError},
+    config::{Config, Enrolment},
+    dial::{Dialer, DialerError},
+    enrol::{self, KeyError, RedeemError},
+    guard::{AllowedSystem, Guard},
+    health,
+    open::{OpenError, Opener},
+    serve::{self, MAX_STREAMS, Shared},
+    upstream::{Upstream, UpstreamError, chain},
+};
+
+/// How long a facts' answer is good for.
+const FACTS: Duration = Duration::from_secs(600);
+
+/// What streams that were cut at the drain limit get to say so.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Why an agent doesn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// See there.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// See there.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// See there.
+    #[error(transparent)]
+    Dialer(#[from] DialerError),
+    /// See there.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// See there.
+    #[error(transparent)]
+    Redeem(#[from] RedeemError),
+    /// The address for health is taken.
+    #[error("cannot listen on {0} (--health-listen)")]
+    Health(SocketAddr, #[source] std::io::Error),
+}
+
+/// An agent that is put together and has not dialled yet.
+pub struct App {
+    opener: Opener,
+    registration: Registration,
+    cluster: Cluster,
+    upstream: Arc<Upstream>,
+    allowed: Arc<AllowedSystem>,
+    drain_limit: Duration,
+    key_is_new: bool,
+    health: Option<TcpListener>,
+    state: Arc<State>,
+}
+
+/// What can be seen of a running agent.
+pub struct State {
+    sessions: AtomicUsize,
+    streams: Arc<Semaphore>,
+    upstream: Arc<Upstream>,
+    draining: CancellationToken,
+}
+
+impl State {
+    /// A session is up, and the agent means to keep it.
+    pub fn ready(&self) -> bool {
+        self.sessions() > 0 && !self.draining.is_cancelled()
+    }
+
+    /// Sessions that are up.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Streams that are being served.
+    pub fn streams(&self) -> usize {
+        MAX_STREAMS.saturating_sub(self.streams.available_permits())
+    }
+
+    /// Connections to the API server, for short and for long-running requests.
+    pub fn connections(&self) -> (usize, usize) {
+        self.upstream.connections()
+    }
+}
+
+/// Counts a session for as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Redeems the registration's token and does nothing else.
+///
+/// # Errors
+/// See [`StartError`]; where the network is at fault, it is tried again until `shutdown`.
+pub async fn enrol(enrolment: Enrolment, shutdown: &CancellationToken) -> Result<(), StartError> {
+    let config = cluster::config(
+        enrolment.kubeconfig.as_deref(),
+        enrolment.context.as_deref(),
+    )
+    .await?;
+    let (key, _) = enrol::key(&enrolment.key, &Cluster::new(config)?).await?;
+    let Enrolment {
+        registration,
+        gateway,
+        proxies,
+        ..
+    } = enrolment;
+    let dialer = Dialer::new(
+        gateway,
+        registration.certificate_authority.as_deref(),
+        proxies,
+    )?;
+    redeem(&dialer, &registration, &key, shutdown).await?;
+    Ok(())
+}
+
+impl App {
+    /// Finds the cluster and the key, and binds the health address.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn new(config: Config) -> Result<Self, StartError> {
+        let Enrolment {
+            registration,
+            gateway,
+            key,
+            kubeconfig,
+            context,
+            proxies,
+        } = config.enrolment;
+        let dialer = Dialer::new(
+            gateway,
+            registration.certificate_authority.as_deref(),
+            proxies,
+        )?;
+        let api_server = cluster::config(kubeconfig.as_deref(), context.as_deref()).await?;
+        let upstream = Arc::new(Upstream::new(&api_server, TaskTracker::new()).await?);
+        let cluster = Cluster::new(api_server)?;
+        let health = match config.health {
+            Some(address) => Some(
+                TcpListener::bind(address)
+                    .await
+                    .map_err(|e| StartError::Health(address, e))?,
+            ),
+            None => None,
+        };
+        let (key, key_is_new) = enrol::key(&key, &cluster).await?;
+        let opener = Opener::new(
+            dialer,
+            key,
+            registration.membership.clone(),
+            registration.root_key,
+        );
+        let state = State {
+            sessions: AtomicUsize::new(0),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            upstream: Arc::clone(&upstream),
+            draining: CancellationToken::new(),
+        };
+        Ok(Self {
+            opener,
+            registration,
+            cluster,
+            upstream,
+            allowed: Arc::new(config.allowed),
+            drain_limit: config.drain_limit,
+            key_is_new,
+            health,
+            state: Arc::new(state),
+        })
+    }
+
+    /// Where health is told.
+    pub fn health_address(&self) -> Option<SocketAddr> {
+        self.health.as_ref()?.local_addr().ok()
+    }
+
+    /// What can be seen of it while it runs.
+    pub fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state)
+    }
+
+    /// Runs until `shutdown`, and then until the streams are done or the drain limit is reached.
+    ///
+    /// # Errors
+    /// The gateway refuses a new agent's token.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), StartError> {
+        let mut beside = JoinSet::new();
+        if let Some(listener) = self.health.take() {
+            beside.spawn(health::serve(listener, Arc::clone(&self.state)));
+        }
+        let upstream = Arc::clone(&self.upstream);
+        beside.spawn(async move { upstream.maintain().await });
+        let draining = self.state.draining.clone();
+        let signal = shutdown.clone();
+        beside.spawn(async move {
+            signal.cancelled().await;
+            draining.cancel();
+        });
+        if self.key_is_new {
+            tracing::info!(
+                key = self.opener.key().public().id(),
+                "made a key, redeeming the registration token"
+            );
+            redeem(
+                self.opener.dialer(),
+                &self.registration,
+                self.opener.key(),
+                &shutdown,
+            )
+            .await?;
+        }
+        self.sessions(&shutdown).await;
+        Ok(())
+    }
+
+    async fn sessions(&self, shutdown: &CancellationToken) {
+        let mut backoff = Backoff::default();
+        let mut facts = KnownFacts::default();
+        let mut may_redeem = !self.key_is_new && self.registration.token.is_some();
+        while !shutdown.is_cancelled() {
+            let opening = async { self.opener.open(facts.fresh(&self.cluster).await).await };
+            let opened = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                opened = opening => opened,
+            };
+            match opened {
+                Ok((opened, session)) => {
+                    let began = Instant::now();
+                    self.serve(opened, session, shutdown).await;
+                    backoff.ended(began.elapsed());
+                }
+                Err(error) if error.refused() && may_redeem => {
+                    // The key was stored, and the agent died before the token was redeemed; or the
+                    // membership was made anew.
+                    tracing::info!(error = %chain(&error), "the gateway does not take the key, redeeming the token");
+                    may_redeem = self.redeem_again().await;
+                }
+                Err(error) => log_failure(&error),
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                () = sleep(backoff.wait()) => {}
+            }
+        }
+    }
+
+    /// Whether it makes sense to redeem once more.
+    async fn redeem_again(&self) -> bool {
+        match enrol::redeem(self.opener.dialer(), &self.registration, self.opener.key()).await {
+            Ok(()) => {
+                tracing::info!("the gateway knows this agent's key now");
+                true
+            }
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "the gateway does not know this agent's key");
+                error.is_network()
+            }
+        }
+    }
+
+    /// Serves one session to its end.
+    async fn serve(&self, opened: Opened, session: Session, shutdown: &CancellationToken) {
+        let _counted = Counted::new(&self.state.sessions);
+        let id = session.id().to_owned();
+        let over = CancellationToken::new();
+        let _ends_with_the_session = over.clone().drop_guard();
+        let shared = Arc::new(Shared {
+            guard: Guard::new(
+                opened,
+                self.registration.membership.clone(),
+                Arc::clone(&self.allowed),
+            ),
+            upstream: Arc::clone(&self.upstream),
+            streams: Arc::clone(&self.state.streams),
+            joins: TaskTracker::new(),
+            over: over.clone(),
+        });
+        let service = service_fn(move |request: Request<Incoming>| {
+            let shared = Arc::clone(&shared);
+            async move { Ok::<_, Infallible>(serve::request(&shared, request).await) }
+        });
+        let mut connection =
+            pin!(tunnel::server().serve_connection(TokioIo::new(session), service));
+        let ended = tokio::select! {
+            biased;
+            ended = connection.as_mut() => ended,
+            () = shutdown.cancelled() => {
+                tracing::info!(session = id, limit = ?self.drain_limit, "draining");
+                connection.as_mut().graceful_shutdown();
+                if let Ok(ended) = timeout(self.drain_limit, connection.as_mut()).await {
+                    ended
+                } else {
+                    tracing::warn!(session = id, streams = self.state.streams(), "drain limit reached, cutting streams");
+                    over.cancel();
+                    timeout(LAST_WORDS, connection).await.unwrap_or(Ok(()))
+                }
+            }
+        };
+        match ended {
+            Ok(()) => tracing::info!(session = id, "session ended"),
+            Err(error) => tracing::warn!(session = id, error = %chain(&error), "session lost"),
+        }
+    }
+}
+
+/// The cluster's facts, asked again when they are old or were not all known.
+#[derive(Default)]
+struct KnownFacts {
+    facts: Facts,
+    asked: Option<Instant>,
+}
+
+impl KnownFacts {
+    async fn fresh(&mut self, cluster: &Cluster) -> &Facts {
+        let whole = !self.facts.external_id.is_empty() && !self.facts.kubernetes_version.is_empty();
+        if !whole || self.asked.is_none_or(|asked| asked.elapsed() > FACTS) {
+            self.facts = cluster.facts().await;
+            self.asked = Some(Instant::now());
+        }
+        &self.facts
+    }
+}
+
+async fn redeem(
+    dialer: &Dialer,
+    registration: &Registration,
+    key: &KeyPair,
+    shutdown: &CancellationToken,
+) -> Result<(), RedeemError> {
+    let mut backoff = Backoff::default();
+    loop {
+        match enrol::redeem(dialer, registration, key).await {
+            Ok(()) => {
+                tracing::info!(membership = %registration.membership, "the gateway knows this agent's key now");
+                return Ok(());
+            }
+            Err(error) if error.is_network() && !shutdown.is_cancelled() => {
+                tracing::warn!(error = %chain(&error), "the token is not redeemed yet");
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = sleep(backoff.wait()) => {}
+        }
+    }
+}
+
+fn log_failure(error: &OpenError) {
+    if error.refused() {
+        tracing::error!(error = %chain(error), "no session");
+    } else {
+        tracing::warn!(error = %chain(error), "no session");
+    }
+}

@@ -1,0 +1,187 @@
+//! The agent's bodies: what it answers with, and what it passes upstream.
+//!
+//! hyper reports a stream that was reset with CANCEL as a body that ended. For an upload that would be a
+//! shorter upload, and for an upgraded stream a clean goodbye: [`Strict`] tells the two apart.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
+use tokio::sync::oneshot;
+use towline_proto::body::{Aborted, FromTunnel};
+
+use crate::guard;
+
+/// A body that goes into a tunnel or upstream.
+pub type Boxed = UnsyncBoxBody<Bytes, Aborted>;
+
+/// A body that holds the whole text.
+pub fn text(sentence: impl Into<Bytes>) -> Boxed {
+    http_body_util::Full::new(sentence.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+/// No body.
+pub fn empty() -> Boxed {
+    http_body_util::Empty::new()
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+/// A body of a tunnel's stream, for which a reset is an error and not an end.
+#[derive(Debug)]
+pub struct Strict<B>(pub B);
+
+impl<B> Body for Strict<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: fmt::Display,
+{
+    type Data = Bytes;
+    type Error = Aborted;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
+        Poll::Ready(match ready!(Pin::new(&mut self.0).poll_frame(cx)) {
+            Some(frame) => Some(frame.map_err(|e| Aborted(e.to_string()))),
+            // Only a stream that was really finished says so.
+            None if self.0.is_end_stream() => None,
+            None => Some(Err(Aborted("the far end reset the stream".to_owned()))),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+/// A request's body on its way upstream: refuses trailers that name an identity, and tells when it was sent.
+pub struct Upload<B> {
+    body: FromTunnel<Strict<B>>,
+    tainted: Arc<OnceLock<String>>,
+    sent: Option<oneshot::Sender<()>>,
+}
+
+/// What is known of an [`Upload`] from outside.
+#[derive(Debug)]
+pub struct UploadWatch {
+    tainted: Arc<OnceLock<String>>,
+    sent: oneshot::Receiver<()>,
+}
+
+impl UploadWatch {
+    /// What resolves when the body was sent or is gone, and where the name of a trailer will stand that
+    /// must not be there.
+    pub fn split(self) -> (oneshot::Receiver<()>, Arc<OnceLock<String>>) {
+        (self.sent, self.tainted)
+    }
+}
+
+impl<B> Upload<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: fmt::Display,
+{
+    /// Wraps the body of a tunnelled request.
+    pub fn new(body: B) -> (Self, UploadWatch) {
+        let tainted = Arc::new(OnceLock::new());
+        let (tell, sent) = oneshot::channel();
+        let tell = (!body.is_end_stream()).then_some(tell);
+        let watch = UploadWatch {
+            tainted: Arc::clone(&tainted),
+            sent,
+        };
+        (
+            Self {
+                body: FromTunnel(Strict(body)),
+                tainted,
+                sent: tell,
+            },
+            watch,
+        )
+    }
+}
+
+impl<B> Body for Upload<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: fmt::Display,
+{
+    type Data = Bytes;
+    type Error = Aborted;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(name) = frame
+                .trailers_ref()
+                .and_then(|trailers| trailers.keys().find(|name| guard::names_an_identity(name)))
+        {
+            let name = name.to_string();
+            let aborted = Aborted(format!("the request carries {name} in its trailers"));
+            drop(self.tainted.set(name));
+            return Poll::Ready(Some(Err(aborted)));
+        }
+        if frame.is_none() || self.body.is_end_stream() {
+            self.sent = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A body that holds something for as long as it lives: a slot, a permit.
+pub struct Holding<B, T> {
+    body: B,
+    _held: T,
+}
+
+impl<B, T> Holding<B, T> {
+    /// `held` is dropped with the body.
+    pub const fn new(body: B, held: T) -> Self {
+        Self { body, _held: held }
+    }
+}
+
+impl<B: Body + Unpin, T: Unpin> Body for Holding<B, T> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,126 @@
+//! TCP out: every address of a name is tried, a little after the one before, and the first to answer is taken.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::{sleep, timeout},
+};
+
+/// How long a connection may take, the name's look-up included.
+pub const CONNECT: Duration = Duration::from_secs(10);
+
+/// How far apart the addresses of a name are tried (RFC 8305).
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum TcpError {
+    /// The name has no address.
+    #[error("cannot resolve {host:?}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// What the resolver says.
+        #[source]
+        source: io::Error,
+    },
+    /// No address answered.
+    #[error("cannot connect to {address}")]
+    Connect {
+        /// The last one tried.
+        address: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing answered in time.
+    #[error("no connection to {host}:{port} within {} s", CONNECT.as_secs())]
+    Timeout {
+        /// The name.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+/// Connects, with keepalive on and Nagle's delay off.
+///
+/// # Errors
+/// See [`TcpError`].
+pub async fn connect(host: &str, port: u16) -> Result<TcpStream, TcpError> {
+    timeout(CONNECT, race(host, port))
+        .await
+        .unwrap_or_else(|_| {
+            Err(TcpError::Timeout {
+                host: host.to_owned(),
+                port,
+            })
+        })
+}
+
+/// Asks for BBR, which keeps its pace on lossy links where the usual default collapses. A system without it
+/// keeps its default.
+pub fn prefer_bbr(stream: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = SockRef::from(stream).set_tcp_congestion(b"bbr") {
+        tracing::debug!(%error, "no BBR congestion control");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _unused = stream;
+}
+
+async fn race(host: &str, port: u16) -> Result<TcpStream, TcpError> {
+    let resolve = |source| TcpError::Resolve {
+        host: host.to_owned(),
+        source,
+    };
+    let addresses: Vec<SocketAddr> = lookup_host((host, port)).await.map_err(resolve)?.collect();
+    let mut attempts: FuturesUnordered<_> = (0_u32..)
+        .zip(addresses)
+        .map(|(nth, address)| async move {
+            sleep(STAGGER * nth).await;
+            let connected = TcpStream::connect(address).await;
+            connected
+                .and_then(tune)
+                .map_err(|source| TcpError::Connect { address, source })
+        })
+        .collect();
+    let mut failed = resolve(io::Error::new(
+        io::ErrorKind::NotFound,
+        "the name has no address",
+    ));
+    while let Some(attempt) = attempts.next().await {
+        match attempt {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+fn tune(stream: TcpStream) -> io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10));
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refused_connection_names_its_address() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        connect("127.0.0.1", address.port()).await.unwrap();
+        drop(listener);
+        let error = connect("127.0.0.1", address.port()).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot connect to {address}"));
+    }
+}
