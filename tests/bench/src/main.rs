@@ -1,0 +1,95 @@
+//! Figures, for looking at: the same work straight to the API server and through the gateway.
+//!
+//! `run.sh` beside this package sets the scene and calls `measure` once inside the cluster's network and once
+//! outside, with the same client; `report` puts the two beside each other. Nothing here asserts anything.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line")]
+
+use std::{fs, path::PathBuf};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+mod assertions;
+mod caller;
+mod figures;
+mod kubectl;
+mod machine;
+mod measure;
+mod report;
+
+#[derive(Debug, Parser)]
+#[command(about = "Figures: straight to the API server, and through the gateway")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the objects that the measurements read, as a Kubernetes List
+    Objects {
+        /// How much they are together.
+        #[arg(long, default_value_t = 50)]
+        mebibytes: usize,
+    },
+    /// Measure with one kubeconfig, and print the figures as JSON
+    Measure(measure::Settings),
+    /// What the assertion on each request costs, as JSON
+    Assertions {
+        /// How often.
+        #[arg(long, default_value_t = 20_000)]
+        rounds: u32,
+    },
+    /// Put two measurements beside each other: a table on standard output, JSON in a file
+    Report {
+        /// Straight to the API server.
+        #[arg(long)]
+        direct: PathBuf,
+        /// Through the gateway.
+        #[arg(long)]
+        gateway: PathBuf,
+        /// The output of `assertions`.
+        #[arg(long)]
+        assertions: PathBuf,
+        /// `NAME=VERSION` of what was measured.
+        #[arg(long = "version", value_name = "NAME=VERSION")]
+        versions: Vec<String>,
+        /// Where the JSON goes.
+        #[arg(long)]
+        json: PathBuf,
+    },
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    match Cli::parse().command {
+        Command::Objects { mebibytes } => println!("{}", measure::objects(mebibytes)),
+        Command::Measure(settings) => {
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&measure::all(&settings).await?)?
+            );
+        }
+        Command::Assertions { rounds } => {
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&assertions::cost(rounds)?)?
+            );
+        }
+        Command::Report {
+            direct,
+            gateway,
+            assertions,
+            versions,
+            json,
+        } => {
+            let report = report::Report::read(&direct, &gateway, &assertions, &versions)?;
+            fs::write(&json, serde_json::to_string_pretty(&report)?)
+                .with_context(|| format!("cannot write {}", json.display()))?;
+            print!("{report}");
+        }
+    }
+    Ok(())
+}
