@@ -1,0 +1,192 @@
+//! The exec plugin: kubectl runs it for every command, so it is silent, and fast when it can be.
+//!
+//! A kept token is printed without a look at anything but its file. Else one process among all that run asks the
+//! gateway for a new one (see `tokens`). It never opens a browser and never asks: it says what to run.
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    api::{self, CallError},
+    cli::{Credential, Global},
+    clock,
+    commands::Error,
+    gateway_url::{GatewayUrl, InvalidGatewayUrl},
+    output::{Output, OutputError},
+    settings::{ConfigDir, SettingsError},
+    tokens::{Token, Tokens},
+};
+
+/// Why kubectl gets no token.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialError {
+    /// Nobody has signed in, or the sign-in has ended.
+    #[error("run: towline login {0}")]
+    SignedOut(String),
+    /// The kubeconfig names no gateway.
+    #[error("no gateway is named; write the kubeconfig again with: towline get-credentials NAME")]
+    NoGateway,
+    /// The kubeconfig names what is none.
+    #[error(transparent)]
+    GatewayUrl(#[from] InvalidGatewayUrl),
+    /// kubectl wants another version of the protocol.
+    #[error(
+        "kubectl asks for {0:?}, and towline speaks client.authentication.k8s.io/v1 (and v1beta1); \
+             write the kubeconfig again with: towline get-credentials NAME"
+    )]
+    Version(String),
+    /// What kubectl says about itself isn't understood.
+    #[error("KUBERNETES_EXEC_INFO is not what kubectl sets: {0}")]
+    ExecInfo(String),
+    /// See [`SettingsError`].
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// See [`CallError`].
+    #[error(transparent)]
+    Call(CallError),
+    /// HTTPS can't be set up.
+    #[error(transparent)]
+    Client(#[from] crate::http::ClientError),
+    /// See [`OutputError`].
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// Not even begun.
+    #[error("cannot start")]
+    Start(#[source] std::io::Error),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ExecInfo {
+    api_version: String,
+}
+
+/// Prints an `ExecCredential` for one membership.
+///
+/// # Errors
+/// See [`CredentialError`].
+pub fn run(global: &Global, args: &Credential) -> Result<(), CredentialError> {
+    let version = version(args.exec_info.as_deref())?;
+    let gateway: GatewayUrl = global
+        .gateway
+        .as_deref()
+        .ok_or(CredentialError::NoGateway)?
+        .parse()?;
+    let dir = ConfigDir::find(global.config_dir.clone(), global.xdg_config_home.clone())?;
+    let tokens = Tokens::at(dir.tokens(&gateway));
+    let token = match tokens.kept(&api::audience(Some(&args.membership))) {
+        Some(token) => token,
+        None => renewed(&dir, gateway, tokens, args, global.verbose > 0)?,
+    };
+    Ok(Output::new(None).text(&render(version, &token))?)
+}
+
+fn renewed(
+    dir: &ConfigDir,
+    gateway: GatewayUrl,
+    tokens: Tokens,
+    args: &Credential,
+    verbose: bool,
+) -> Result<Token, CredentialError> {
+    let settings = dir.gateway(&gateway.name())?;
+    let authority = settings
+        .as_ref()
+        .and_then(|settings| settings.certificate_authority.as_deref());
+    let http = crate::http::client(authority)?;
+    let api = api::Api::new(http, gateway, tokens, verbose);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CredentialError::Start)?;
+    runtime
+        .block_on(api.token(Some(&args.membership)))
+        .map_err(|error| match error {
+            CallError::SignedOut(gateway) => CredentialError::SignedOut(gateway),
+            other => CredentialError::Call(other),
+        })
+}
+
+/// The version of the protocol that kubectl speaks; by hand it is the current one.
+fn version(exec_info: Option<&std::ffi::OsStr>) -> Result<&'static str, CredentialError> {
+    let Some(info) = exec_info.filter(|info| !info.is_empty()) else {
+        return Ok(V1);
+    };
+    let info: ExecInfo = serde_json::from_slice(info.as_encoded_bytes())
+        .map_err(|e| CredentialError::ExecInfo(e.to_string()))?;
+    match info.api_version.as_str() {
+        V1 => Ok(V1),
+        V1BETA1 => Ok(V1BETA1),
+        _ => Err(CredentialError::Version(info.api_version)),
+    }
+}
+
+fn render(version: &str, token: &Token) -> String {
+    use secrecy::ExposeSecret;
+    json!({
+        "kind": "ExecCredential",
+        "apiVersion": version,
+        "spec": {"interactive": false},
+        "status": {
+            // Early, so that no request is caught by the end on its way.
+            "expirationTimestamp": clock::rfc3339(token.renew_at),
+            "token": token.token.expose_secret(),
+        },
+    })
+    .to_string()
+        + "\n"
+}
+
+impl From<CredentialError> for Error {
+    fn from(error: CredentialError) -> Self {
+        Self::Credential(Box::new(error))
+    }
+}
+
+const V1: &str = "client.authentication.k8s.io/v1";
+const V1BETA1: &str = "client.authentication.k8s.io/v1beta1";
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    #[test]
+    fn kubectls_version_is_answered_with_the_same() {
+        assert_eq!(version(None).unwrap(), V1);
+        for known in [V1, V1BETA1] {
+            let info = format!(
+                r#"{{"kind":"ExecCredential","apiVersion":"{known}","spec":{{"interactive":true}}}}"#
+            );
+            assert_eq!(version(Some(OsStr::new(&info))).unwrap(), known);
+        }
+        let info = r#"{"apiVersion":"client.authentication.k8s.io/v1alpha1"}"#;
+        let error = version(Some(OsStr::new(info))).unwrap_err().to_string();
+        assert!(
+            error.contains("v1alpha1") && error.contains("get-credentials"),
+            "{error}"
+        );
+        assert!(matches!(
+            version(Some(OsStr::new("{"))),
+            Err(CredentialError::ExecInfo(_))
+        ));
+    }
+
+    #[test]
+    fn golden() {
+        let token = Token {
+            token: "secret".into(),
+            renew_at: 1_800_000_000,
+            expires: 1_800_000_060,
+        };
+        assert_eq!(
+            render(V1, &token),
+            concat!(
+                r#"{"kind":"ExecCredential","apiVersion":"client.authentication.k8s.io/v1","#,
+                r#""spec":{"interactive":false},"status":{"expirationTimestamp":"2027-01-15T08:00:00Z","#,
+                r#""token":"secret"}}"#,
+                "\n"
+            )
+        );
+    }
+}

@@ -1,0 +1,255 @@
+//! One HTTPS client for everything that goes to a gateway, and what to say when it can't be reached.
+
+use std::{error::Error, fmt, io, time::Duration};
+
+use reqwest::{Certificate, Client, Response, redirect};
+use rustls::CertificateError;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+
+use crate::gateway_url::GatewayUrl;
+
+/// No client can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Not PEM certificates.
+    #[error("the certificate authority is not a PEM certificate")]
+    Authority(#[source] Box<dyn Error + Send + Sync>),
+    /// Nothing in it.
+    #[error(
+        "the certificate authority's file has no certificate in it (it should begin with -----BEGIN CERTIFICATE-----)"
+    )]
+    NoAuthority,
+    /// The TLS library can't be set up.
+    #[error("cannot set up HTTPS")]
+    Build(#[from] reqwest::Error),
+}
+
+/// The gateway was not reached, or what answered is no gateway.
+#[derive(Debug)]
+pub struct Unreachable {
+    gateway: String,
+    why: Why,
+    detail: String,
+}
+
+/// Why a gateway was not reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Nobody listens there.
+    Refused,
+    /// The name doesn't resolve.
+    UnknownHost,
+    /// Nothing came within the time.
+    Timeout,
+    /// Its certificate is signed by nobody that is known here.
+    UnknownAuthority,
+    /// Its certificate is for another name.
+    OtherName,
+    /// Its certificate is outside its time.
+    Expired,
+    /// Its certificate is no good otherwise.
+    BadCertificate,
+    /// What listens there doesn't speak TLS.
+    NoTls,
+    /// Another failure on the way.
+    Other,
+}
+
+/// A client for one gateway: checks its certificate against `authority` (PEM), or the system's own.
+///
+/// # Errors
+/// See [`ClientError`].
+pub fn client(authority: Option<&str>) -> Result<Client, ClientError> {
+    let builder = base();
+    let builder = match authority {
+        None => builder,
+        Some(pem) => builder.tls_certs_only(certificates(pem)?),
+    };
+    Ok(builder.build()?)
+}
+
+/// What every client has: bounds on waiting, and no redirects (a sign-in's answer is one).
+pub fn base() -> reqwest::ClientBuilder {
+    Client::builder()
+        .user_agent(concat!("towline/", env!("CARGO_PKG_VERSION")))
+        .https_only(true)
+        .redirect(redirect::Policy::none())
+        .connect_timeout(CONNECT)
+        .timeout(TOTAL)
+}
+
+fn certificates(pem: &str) -> Result<Vec<Certificate>, ClientError> {
+    let mut found = Vec::new();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|e| ClientError::Authority(Box::new(e)))?;
+        found.push(Certificate::from_der(&certificate)?);
+    }
+    if found.is_empty() {
+        Err(ClientError::NoAuthority)
+    } else {
+        Ok(found)
+    }
+}
+
+/// A response's body, up to what any answer of a gateway may have.
+///
+/// # Errors
+/// As [`Unreachable`].
+pub async fn body(gateway: &GatewayUrl, mut response: Response) -> Result<Vec<u8>, Unreachable> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|e| Unreachable::new(gateway, &e))?
+    {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > MAX_BODY {
+            return Err(Unreachable {
+                gateway: gateway.to_string(),
+                why: Why::Other,
+                detail: format!("its answer is longer than {MAX_BODY} bytes"),
+            });
+        }
+    }
+    Ok(bytes)
+}
+
+impl Unreachable {
+    /// Sorts a failed request.
+    pub fn new(gateway: &GatewayUrl, error: &reqwest::Error) -> Self {
+        let why = if error.is_timeout() {
+            Why::Timeout
+        } else {
+            sort(error)
+        };
+        let mut detail = String::new();
+        let mut next: Option<&dyn Error> = error.source();
+        while let Some(error) = next {
+            let text = error.to_string();
+            // Layers repeat each other.
+            if !detail.contains(&text) {
+                if !detail.is_empty() {
+                    detail.push_str(": ");
+                }
+                detail.push_str(&text);
+            }
+            next = error.source();
+        }
+        Self {
+            gateway: gateway.to_string(),
+            why,
+            detail,
+        }
+    }
+
+    /// Which of the failures it is.
+    pub const fn why(&self) -> Why {
+        self.why
+    }
+}
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            gateway,
+            why,
+            detail,
+        } = self;
+        match why {
+            Why::Refused => write!(
+                f,
+                "{gateway} refuses connections: is the gateway running, and is this its public port? ({detail})"
+            ),
+            Why::UnknownHost => write!(
+                f,
+                "the host of {gateway} is not known: check the spelling, or your DNS ({detail})"
+            ),
+            Why::Timeout => write!(
+                f,
+                "{gateway} did not answer in time: check your network, and HTTPS_PROXY if one is needed"
+            ),
+            Why::UnknownAuthority => write!(
+                f,
+                "the certificate of {gateway} is signed by an authority that is not known here; \
+                 run: towline login {gateway} --certificate-authority FILE"
+            ),
+            Why::OtherName => write!(
+                f,
+                "the certificate of {gateway} is for another name; use the address that the gateway was set up with ({detail})"
+            ),
+            Why::Expired => write!(
+                f,
+                "the certificate of {gateway} is not valid at this time: check this machine's clock, \
+                 else tell the gateway's operator ({detail})"
+            ),
+            Why::BadCertificate => {
+                write!(f, "the certificate of {gateway} is not accepted: {detail}")
+            }
+            Why::NoTls => write!(
+                f,
+                "what listens at {gateway} does not speak TLS: check the port ({detail})"
+            ),
+            Why::Other => write!(f, "no answer from {gateway}: {detail}"),
+        }
+    }
+}
+
+impl Error for Unreachable {}
+
+fn sort(error: &reqwest::Error) -> Why {
+    let mut next: Option<&(dyn Error + 'static)> = error.source();
+    while let Some(error) = next {
+        if let Some(why) = error.downcast_ref::<rustls::Error>().and_then(sort_tls) {
+            return why;
+        }
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            // What an I/O error wraps is not its source.
+            let inner = io.get_ref().map(|inner| inner as &(dyn Error + 'static));
+            if let Some(why) = inner
+                .and_then(|e| e.downcast_ref::<rustls::Error>())
+                .and_then(sort_tls)
+            {
+                return why;
+            }
+            match io.kind() {
+                io::ErrorKind::ConnectionRefused => return Why::Refused,
+                io::ErrorKind::TimedOut => return Why::Timeout,
+                _ => {}
+            }
+        }
+        // hyper-util's connector says it only in words.
+        if error.to_string().starts_with("dns error") {
+            return Why::UnknownHost;
+        }
+        next = error.source();
+    }
+    Why::Other
+}
+
+fn sort_tls(error: &rustls::Error) -> Option<Why> {
+    match error {
+        rustls::Error::InvalidCertificate(error) => Some(match error {
+            // The system's verifier on other platforms says no more than this.
+            CertificateError::UnknownIssuer | CertificateError::Other(_) => Why::UnknownAuthority,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Why::OtherName
+            }
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. } => Why::Expired,
+            _ => Why::BadCertificate,
+        }),
+        rustls::Error::InvalidMessage(_) => Some(Why::NoTls),
+        _ => None,
+    }
+}
+
+/// For a handshake across the world with a lost packet.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// For a whole call; the gateway's own answers are small.
+const TOTAL: Duration = Duration::from_secs(30);
+
+/// A list of tens of thousands of memberships is well below.
+const MAX_BODY: usize = 64 * 1024 * 1024;

@@ -1,0 +1,367 @@
+//! The agent as a Kubernetes manifest: one pod that may do nothing but impersonate whom it names.
+//!
+//! Threat: an agent's service account that may impersonate anyone is an administrator of the cluster, and so is
+//! whoever holds the gateway.
+//! Decision: the role names users and groups; none are named unless somebody names them, and naming all has a
+//! flag of its own that says what it means. Secrets other than the agent's own are out of its reach.
+//! Consequence: the cluster's owner can read in one ClusterRole whom the gateway can speak for.
+
+use serde_json::{Value, json};
+
+use crate::cli::Impersonate;
+
+/// What a manifest is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Agent<'a> {
+    /// The registration file's text.
+    pub registration: &'a str,
+    /// The agent's image.
+    pub image: &'a str,
+    /// Where it runs.
+    pub namespace: &'a str,
+    /// Whom it may impersonate.
+    pub impersonate: &'a Impersonate,
+}
+
+/// A manifest that can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// An identity of the cluster's own.
+    #[error("{0:?} belongs to Kubernetes itself and may not be impersonated; leave it out")]
+    System(String),
+    /// Nothing between two commas.
+    #[error("a name in --impersonate-users or --impersonate-groups is empty")]
+    Empty,
+    /// YAML can't say it.
+    #[error("the manifest can't be written as YAML: {0}")]
+    Yaml(String),
+}
+
+/// Refuses names that the agent would refuse.
+///
+/// # Errors
+/// See [`ManifestError`].
+pub fn check(impersonate: &Impersonate) -> Result<(), ManifestError> {
+    for name in impersonate.users.iter().chain(&impersonate.groups) {
+        if name.is_empty() {
+            return Err(ManifestError::Empty);
+        }
+        if name.starts_with("system:") {
+            return Err(ManifestError::System(name.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// What whoever applies the manifest should know, if anything.
+pub const fn meaning(impersonate: &Impersonate) -> Option<&'static str> {
+    if impersonate.anyone {
+        Some(
+            "Warning: with --impersonate-anyone the agent may act as any user and any group of the cluster. \
+             Whoever controls the gateway, or gets at the agent's service account, is then an administrator of \
+             the cluster. Name users and groups instead where you can.",
+        )
+    } else if impersonate.users.is_empty() {
+        Some(
+            "The agent may impersonate no user yet, so nobody gets through: name them with --impersonate-users, \
+             or in the ClusterRole gateway-impersonate.",
+        )
+    } else {
+        None
+    }
+}
+
+/// The manifest as YAML.
+///
+/// # Errors
+/// See [`ManifestError`].
+pub fn render(agent: &Agent<'_>) -> Result<String, ManifestError> {
+    check(agent.impersonate)?;
+    // A line that is folded is hard to read in a certificate.
+    let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
+    serde_saphyr::to_string_multiple_with_options(&objects(agent), options)
+        .map_err(|e| ManifestError::Yaml(e.to_string()))
+}
+
+fn objects(agent: &Agent<'_>) -> Vec<Value> {
+    let namespace = agent.namespace;
+    let account = json!([{"kind": "ServiceAccount", "name": AGENT, "namespace": namespace}]);
+    let named = |name: &str| json!({"name": name, "namespace": namespace, "labels": labels()});
+    let cluster_wide = |name: &str| json!({"name": name, "labels": labels()});
+    let bound = |role: &str, kind: &str| json!({"apiGroup": RBAC, "kind": kind, "name": role});
+    let mut objects = vec![
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": cluster_wide(namespace)}),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": named(AGENT)}),
+        json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": named(REGISTRATION),
+            "type": "Opaque",
+            "stringData": {"registration.yaml": agent.registration},
+        }),
+        // The key that the agent makes for itself; RBAC can't name what is yet to be created.
+        json!({
+            "apiVersion": RBAC_V1,
+            "kind": "Role",
+            "metadata": named(AGENT),
+            "rules": [
+                {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+                {
+                    "apiGroups": [""],
+                    "resources": ["secrets"],
+                    "resourceNames": [KEY],
+                    "verbs": ["get", "update", "patch"],
+                },
+            ],
+        }),
+        json!({
+            "apiVersion": RBAC_V1,
+            "kind": "RoleBinding",
+            "metadata": named(AGENT),
+            "roleRef": bound(AGENT, "Role"),
+            "subjects": account,
+        }),
+        // The UID of kube-system is how the cluster is told from others.
+        json!({
+            "apiVersion": RBAC_V1,
+            "kind": "ClusterRole",
+            "metadata": cluster_wide(AGENT),
+            "rules": [{
+                "apiGroups": [""],
+                "resources": ["namespaces"],
+                "resourceNames": ["kube-system"],
+                "verbs": ["get"],
+            }],
+        }),
+        json!({
+            "apiVersion": RBAC_V1,
+            "kind": "ClusterRoleBinding",
+            "metadata": cluster_wide(AGENT),
+            "roleRef": bound(AGENT, "ClusterRole"),
+            "subjects": account,
+        }),
+    ];
+    objects.push(json!({
+        "apiVersion": RBAC_V1,
+        "kind": "ClusterRole",
+        "metadata": cluster_wide(IMPERSONATE),
+        "rules": impersonation(agent.impersonate),
+    }));
+    objects.push(json!({
+        "apiVersion": RBAC_V1,
+        "kind": "ClusterRoleBinding",
+        "metadata": cluster_wide(IMPERSONATE),
+        "roleRef": bound(IMPERSONATE, "ClusterRole"),
+        "subjects": account,
+    }));
+    objects.push(deployment(agent));
+    objects
+}
+
+fn impersonation(impersonate: &Impersonate) -> Value {
+    if impersonate.anyone {
+        return json!([
+            {"apiGroups": [""], "resources": ["users", "groups", "serviceaccounts"], "verbs": ["impersonate"]},
+            {"apiGroups": [AUTHENTICATION], "resources": ["uids", "userextras/*"], "verbs": ["impersonate"]},
+        ]);
+    }
+    let rule = |resource: &str, names: &[String]| json!({"apiGroups": [""], "resources": [resource], "resourceNames": names, "verbs": ["impersonate"]});
+    let mut rules = Vec::new();
+    // An empty list of names would mean all of them.
+    if !impersonate.users.is_empty() {
+        rules.push(rule("users", &impersonate.users));
+    }
+    if !impersonate.groups.is_empty() {
+        rules.push(rule("groups", &impersonate.groups));
+    }
+    Value::Array(rules)
+}
+
+fn deployment(agent: &Agent<'_>) -> Value {
+    let probe = |path: &str| json!({"httpGet": {"path": path, "port": "health"}, "periodSeconds": 10, "failureThreshold": 3});
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": AGENT, "namespace": agent.namespace, "labels": labels()},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": selector()},
+            // The new one is connected before the old one goes.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {
+                "metadata": {"labels": labels()},
+                "spec": {
+                    "serviceAccountName": AGENT,
+                    "terminationGracePeriodSeconds": 60,
+                    "securityContext": {
+                        "runAsNonRoot": true,
+                        "runAsUser": 65532,
+                        "runAsGroup": 65532,
+                        "fsGroup": 65532,
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    },
+                    "containers": [{
+                        "name": "agent",
+                        "image": agent.image,
+                        "imagePullPolicy": "IfNotPresent",
+                        "args": [
+                            "run",
+                            "--registration",
+                            "/etc/towline/registration.yaml",
+                            "--key-secret",
+                            format!("{}/{KEY}", agent.namespace),
+                            "--health-listen",
+                            format!("0.0.0.0:{HEALTH_PORT}"),
+                        ],
+                        "ports": [{"name": "health", "containerPort": HEALTH_PORT}],
+                        "livenessProbe": probe("/livez"),
+                        "readinessProbe": probe("/readyz"),
+                        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+                        "securityContext": {
+                            "allowPrivilegeEscalation": false,
+                            "capabilities": {"drop": ["ALL"]},
+                            "readOnlyRootFilesystem": true,
+                        },
+                        "volumeMounts": [{"name": "registration", "mountPath": "/etc/towline", "readOnly": true}],
+                    }],
+                    "volumes": [{"name": "registration", "secret": {"secretName": REGISTRATION, "defaultMode": 288}}],
+                },
+            },
+        },
+    })
+}
+
+fn selector() -> Value {
+    json!({"app.kubernetes.io/name": AGENT})
+}
+
+fn labels() -> Value {
+    json!({"app.kubernetes.io/name": AGENT, "app.kubernetes.io/part-of": "towline"})
+}
+
+const AGENT: &str = "towline-agent";
+const REGISTRATION: &str = "towline-agent-registration";
+const KEY: &str = "towline-agent-key";
+/// The name that the gateway's message about a missing rule has.
+const IMPERSONATE: &str = "gateway-impersonate";
+const HEALTH_PORT: u16 = 8081;
+const RBAC: &str = "rbac.authorization.k8s.io";
+const RBAC_V1: &str = "rbac.authorization.k8s.io/v1";
+const AUTHENTICATION: &str = "authentication.k8s.io";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(users: &[&str], groups: &[&str]) -> Impersonate {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Impersonate {
+            users: owned(users),
+            groups: owned(groups),
+            anyone: false,
+        }
+    }
+
+    fn rendered(impersonate: &Impersonate) -> Vec<Value> {
+        let agent = Agent {
+            registration: "gateway: https://gw\ncertificateAuthority: |\n  -----BEGIN\n  yes\n",
+            image: "agent:1",
+            namespace: "towline",
+            impersonate,
+        };
+        serde_saphyr::from_str_multiple(&render(&agent).unwrap()).unwrap()
+    }
+
+    fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+        objects
+            .iter()
+            .find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+            .unwrap()
+    }
+
+    #[test]
+    fn the_text_says_what_was_meant() {
+        let impersonate = named(&["alice"], &["dev"]);
+        let objects = rendered(&impersonate);
+        let secret = find(&objects, "Secret", REGISTRATION);
+        assert_eq!(
+            secret["stringData"]["registration.yaml"],
+            "gateway: https://gw\ncertificateAuthority: |\n  -----BEGIN\n  yes\n"
+        );
+        let kinds: Vec<&str> = objects
+            .iter()
+            .filter_map(|object| object["kind"].as_str())
+            .collect();
+        assert_eq!(kinds[0], "Namespace", "applied in order");
+        assert_eq!(kinds.len(), 10);
+    }
+
+    #[test]
+    fn exactly_those_named_may_be_impersonated() {
+        let objects = rendered(&named(&["alice", "bob"], &["dev"]));
+        assert_eq!(
+            find(&objects, "ClusterRole", IMPERSONATE)["rules"],
+            json!([
+                {"apiGroups": [""], "resources": ["users"], "resourceNames": ["alice", "bob"], "verbs": ["impersonate"]},
+                {"apiGroups": [""], "resources": ["groups"], "resourceNames": ["dev"], "verbs": ["impersonate"]},
+            ])
+        );
+        assert_eq!(
+            find(&rendered(&named(&[], &[])), "ClusterRole", IMPERSONATE)["rules"],
+            json!([])
+        );
+        let only_groups = rendered(&named(&[], &["dev"]));
+        assert_eq!(
+            find(&only_groups, "ClusterRole", IMPERSONATE)["rules"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
+    }
+
+    #[test]
+    fn the_agent_may_do_nothing_else() {
+        for impersonate in [
+            named(&["alice"], &["dev"]),
+            Impersonate {
+                anyone: true,
+                ..Impersonate::default()
+            },
+        ] {
+            for object in rendered(&impersonate) {
+                for rule in object["rules"].as_array().into_iter().flatten() {
+                    let verbs = rule["verbs"].as_array().unwrap();
+                    let harmless = verbs.iter().all(|verb| *verb == "impersonate")
+                        || rule["resourceNames"] == json!(["kube-system"])
+                        || rule["resourceNames"] == json!([KEY])
+                        || *verbs == [json!("create")] && object["kind"] == "Role";
+                    assert!(harmless, "{rule}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_kubernetes_own_is_refused_and_anyone_is_warned_of() {
+        assert!(matches!(
+            check(&named(&["system:admin"], &[])),
+            Err(ManifestError::System(_))
+        ));
+        assert!(matches!(
+            check(&named(&[], &["system:masters"])),
+            Err(ManifestError::System(_))
+        ));
+        assert!(matches!(
+            check(&named(&[""], &[])),
+            Err(ManifestError::Empty)
+        ));
+        let anyone = Impersonate {
+            anyone: true,
+            ..Impersonate::default()
+        };
+        assert!(meaning(&anyone).unwrap().contains("administrator"));
+        assert!(meaning(&named(&[], &[])).unwrap().contains("no user yet"));
+        assert_eq!(meaning(&named(&["a"], &[])), None);
+    }
+}
