@@ -134,7 +134,7 @@ impl Gateway {
         let mut loops = vec![
             own(server::run(Arc::clone(&gateway), listener, certificate.clone())),
             own(admin::run(Arc::clone(&gateway), admin_listener)),
-            own(Arc::clone(&gateway.keys).renew(gateway.drain.clone())),
+            own(Arc::clone(&gateway.keys).renew()),
         ];
         if let Some(certificate) = certificate {
             loops.push(own(certificate.watch()));

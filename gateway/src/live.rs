@@ -61,6 +61,7 @@ impl Live {
         Self {
             clock,
             state: Arc::default(),
+            idle: Arc::default(),
         }
     }
 
