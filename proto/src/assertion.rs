@@ -264,11 +264,7 @@ impl ReplayWindow {
         Ok(())
     }
 
-    #[expect(
-        clippy::indexing_slicing,
-        clippy::cast_possible_truncation,
-        reason = "reduced modulo the window"
-    )]
+    #[expect(clippy::indexing_slicing, reason = "reduced modulo the window")]
     fn place(&mut self, sequence: u64) -> (&mut u64, u64) {
         let at = sequence % WINDOW;
         (&mut self.seen[(at / 64) as usize], 1 << (at % 64))
