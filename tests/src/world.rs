@@ -151,3 +151,53 @@ impl Shared {
         self.world.admin.kubectl(words)
     }
 }
+
+/// The image of `tests/clients/server`, which says what reached it; made and loaded when it isn't there.
+#[track_caller]
+fn server_image(cluster: &Cluster) -> &'static str {
+    const NAME: &str = "towline.test/server:it";
+    let long = Duration::from_secs(300);
+    let directory = place::directory("server-image");
+    let program = directory.join("server");
+    crate::Cmd::new("go")
+        .words("build -trimpath -buildvcs=false -o")
+        .arg(&program)
+        .arg(".")
+        .directory(place::tree().join("tests/clients/server"))
+        .env("CGO_ENABLED", "0")
+        .env("GOWORK", "off")
+        .limit(long)
+        .ok();
+    let image = directory.join("image.tar");
+    crate::Cmd::new(place::cached("mkimage"))
+        .args(["--name", NAME, "--entrypoint", "/server", "--file"])
+        .arg(format!("{}=/server:0755", program.display()))
+        .arg("--output")
+        .arg(&image)
+        .limit(long)
+        .ok();
+    cluster.load(&image);
+    NAME
+}
+
+impl Shared {
+    /// The pod and service `server`: `tests/clients/server`, over HTTPS on port 443.
+    #[track_caller]
+    pub fn server(&self) {
+        static MADE: std::sync::Once = std::sync::Once::new();
+        MADE.call_once(|| {
+            let image = server_image(&self.cluster);
+            let namespace = &self.namespace;
+            let kubectl = |words: &str| self.cluster.kubectl(&format!("-n {namespace} {words}"));
+            kubectl(&format!("run server --image {image} --image-pull-policy Never --restart Never"))
+                .args(["--overrides", r#"{"spec":{"terminationGracePeriodSeconds":0}}"#, "--", ":8443"])
+                .ok();
+            kubectl("expose pod server --port 443 --target-port 8443").ok();
+            kubectl("wait --for condition=Ready pod/server --timeout 30s").ok();
+            let path = format!("/api/v1/namespaces/{namespace}/services/https:server:443/proxy/echo/");
+            wait_until("the server answers", CONNECTED, || {
+                self.cluster.kubectl("get --raw").arg(&path).run().code == Some(0)
+            });
+        });
+    }
+}

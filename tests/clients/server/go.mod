@@ -1,0 +1,3 @@
+module towline.test/server
+
+go 1.26
