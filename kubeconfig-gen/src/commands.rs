@@ -86,7 +86,8 @@ pub fn run(cli: Cli) -> Result<(), Error> {
             let context = Context::new(cli.global)?;
             Ok(context.output.text(&String::from_utf8_lossy(&text))?)
         }
-        Command::Man { directory } => clap_mangen::generate_to(Cli::command(), &directory)
+        Command::Man { directory } => std::fs::create_dir_all(&directory)
+            .and_then(|()| clap_mangen::generate_to(Cli::command(), &directory))
             .map_err(|e| Error::Read(directory.display().to_string(), e)),
         command => {
             let context = Context::new(cli.global)?;

@@ -202,26 +202,22 @@ fn sort(error: &reqwest::Error) -> Why {
         if let Some(why) = error.downcast_ref::<rustls::Error>().and_then(sort_tls) {
             return why;
         }
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            // What an I/O error wraps is not its source.
-            let inner = io.get_ref().map(|inner| inner as &(dyn Error + 'static));
-            if let Some(why) = inner
-                .and_then(|e| e.downcast_ref::<rustls::Error>())
-                .and_then(sort_tls)
-            {
-                return why;
-            }
-            match io.kind() {
-                io::ErrorKind::ConnectionRefused => return Why::Refused,
-                io::ErrorKind::TimedOut => return Why::Timeout,
-                _ => {}
-            }
-        }
         // hyper-util's connector says it only in words.
         if error.to_string().starts_with("dns error") {
             return Why::UnknownHost;
         }
         next = error.source();
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            match io.kind() {
+                io::ErrorKind::ConnectionRefused => return Why::Refused,
+                io::ErrorKind::TimedOut => return Why::Timeout,
+                _ => {}
+            }
+            // What an I/O error wraps is not its source.
+            if let Some(inner) = io.get_ref() {
+                next = Some(inner);
+            }
+        }
     }
     Why::Other
 }
@@ -229,8 +225,11 @@ fn sort(error: &reqwest::Error) -> Why {
 fn sort_tls(error: &rustls::Error) -> Option<Why> {
     match error {
         rustls::Error::InvalidCertificate(error) => Some(match error {
-            // The system's verifier on other platforms says no more than this.
-            CertificateError::UnknownIssuer | CertificateError::Other(_) => Why::UnknownAuthority,
+            // The system's verifier on other platforms says no more than `Other`; a bad signature is one by an
+            // authority of the same name.
+            CertificateError::UnknownIssuer
+            | CertificateError::BadSignature
+            | CertificateError::Other(_) => Why::UnknownAuthority,
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 Why::OtherName
             }
