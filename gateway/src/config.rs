@@ -1,0 +1,498 @@
+//! What an operator asks for: [`File`] as it is written, [`Config`] as it is used.
+//!
+//! What isn't TOML, has an unknown key or a value of another type is told with its line. Everything else that is
+//! wrong is told at once, with key, value and reason.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use url::Url;
+
+use crate::quota::Limits;
+
+/// The configuration file, and what flags put over it. Every key but `public_url` and `tls` has a default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// `https://HOST[:PORT]`, as callers and agents reach the gateway. Tokens are good for this address.
+    pub public_url: Option<String>,
+    /// Where the public port listens; `0.0.0.0:8443`.
+    pub listen: Option<String>,
+    /// Where health and metrics are; `127.0.0.1:0`, any free port of the machine itself. It has no authentication.
+    pub admin_listen: Option<String>,
+    /// Where keys and database are; the configuration file's directory. Relative paths begin there, too.
+    pub state_dir: Option<PathBuf>,
+    /// The public port's certificate.
+    pub tls: Option<TlsFile>,
+    /// PEM file that new agents are told to check the gateway's certificate against; the agents' system when absent.
+    pub certificate_authority: Option<PathBuf>,
+    /// Addresses and networks of proxies whose `X-Forwarded-For` is believed; none.
+    pub trusted_proxies: Option<Vec<String>>,
+    /// How long running streams may go on after SIGTERM; `60s`.
+    pub drain_limit: Option<String>,
+    /// How many streams there may be.
+    pub limits: Option<Limits>,
+    /// How long tokens are good.
+    pub tokens: Option<TokensFile>,
+}
+
+/// `[tls]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFile {
+    /// `on`, or `off` where a proxy ends TLS in front: then the port takes plain HTTP.
+    pub mode: Option<String>,
+    /// PEM file: the certificate, then those that lead to its authority. Read again when it changes.
+    pub certificate: Option<PathBuf>,
+    /// PEM file: its private key.
+    pub key: Option<PathBuf>,
+}
+
+/// `[tokens]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokensFile {
+    /// An access token; `10m`. A disabled user is out at once in any case.
+    pub access: Option<String>,
+    /// A sign-in that isn't used; `7d`.
+    pub idle: Option<String>,
+    /// A sign-in that is; `30d`.
+    pub sign_in: Option<String>,
+}
+
+/// What a gateway runs with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// As callers and agents reach the gateway: scheme, host and port, nothing else.
+    pub public_url: Url,
+    /// The public port.
+    pub listen: SocketAddr,
+    /// Health and metrics.
+    pub admin_listen: SocketAddr,
+    /// Keys and database.
+    pub state_dir: PathBuf,
+    /// The certificate; `None`: plain HTTP, behind a proxy that ends TLS.
+    pub tls: Option<Tls>,
+    /// What new agents check the certificate against.
+    pub certificate_authority: Option<PathBuf>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// How long running streams may go on after SIGTERM.
+    pub drain_limit: Duration,
+    /// How many streams there may be.
+    pub limits: Limits,
+    /// How long tokens are good.
+    pub tokens: Tokens,
+}
+
+/// The public port's certificate, in PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificate and those that lead to its authority.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// How long tokens are good, in whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tokens {
+    /// An access token.
+    pub access: Duration,
+    /// A sign-in that isn't used.
+    pub idle: Duration,
+    /// A sign-in that is.
+    pub sign_in: Duration,
+}
+
+/// A configuration that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("the configuration {} can't be read", .0.display())]
+    Read(PathBuf, #[source] std::io::Error),
+    /// Not TOML, an unknown key, or a value of another type.
+    #[error("the configuration {} can't be used\n{error}", .file.display())]
+    Form {
+        /// Which file.
+        file: PathBuf,
+        /// What is wrong, with line and column.
+        error: Box<toml::de::Error>,
+    },
+    /// Everything that is wrong with the values.
+    #[error("the configuration {} can't be used\n{}", .file.display(), lines(.problems))]
+    Values {
+        /// Which file.
+        file: PathBuf,
+        /// All of them.
+        problems: Vec<Problem>,
+    },
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The key.
+    pub key: &'static str,
+    /// Its value, empty when there is none.
+    pub value: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, value, reason } = self;
+        if value.is_empty() { write!(f, "{key}: {reason}") } else { write!(f, "{key} = {value:?}: {reason}") }
+    }
+}
+
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("  {problem}")).collect::<Vec<_>>().join("\n")
+}
+
+impl File {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read(path.to_owned(), source))?;
+        Self::parse(path, &text)
+    }
+
+    /// From the text of the file at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Form`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| ConfigError::Form { file: path.to_owned(), error: Box::new(error) })
+    }
+
+    /// Checks the values; `path` is the file they came from.
+    ///
+    /// # Errors
+    /// [`ConfigError::Values`], with everything that is wrong.
+    pub fn check(&self, path: &Path) -> Result<Config, ConfigError> {
+        let mut check = Check::default();
+        let base = path.parent().unwrap_or(Path::new(""));
+        let state_dir = self.state_dir.as_ref().map_or_else(|| base.to_owned(), |dir| base.join(dir));
+        let public_url = check.required("public_url", self.public_url.as_deref(), public_url);
+        let listen = check.or("listen", self.listen.as_deref(), "0.0.0.0:8443", address);
+        let admin_listen = check.or("admin_listen", self.admin_listen.as_deref(), "127.0.0.1:0", address);
+        let tls = self.tls(&mut check, &state_dir);
+        let trusted_proxies = self
+            .trusted_proxies
+            .iter()
+            .flatten()
+            .filter_map(|net| check.required("trusted_proxies", Some(net.as_str()), network))
+            .collect();
+        let limits = self.limits.unwrap_or_default();
+        for (key, limit) in [
+            ("limits.streams_per_principal", limits.streams_per_principal),
+            ("limits.streams_per_project", limits.streams_per_project),
+        ] {
+            if limit == 0 {
+                let _none: Option<()> = check.problem(key, "0", "must be 1 or more");
+            }
+        }
+        let drain_limit = check.or("drain_limit", self.drain_limit.as_deref(), "60s", duration);
+        let tokens = self.tokens.clone().unwrap_or_default();
+        let access = check.or("tokens.access", tokens.access.as_deref(), "10m", |text| {
+            within(text, Duration::from_secs(60), ACCESS_MOST)
+        });
+        let day = 24 * 3600;
+        let (least, most) = (Duration::from_secs(300), Duration::from_secs(366 * day));
+        let idle = check.or("tokens.idle", tokens.idle.as_deref(), "7d", |text| within(text, least, most));
+        let sign_in = check.or("tokens.sign_in", tokens.sign_in.as_deref(), "30d", |text| within(text, least, most));
+        match (public_url, listen, admin_listen, tls, drain_limit, access, idle, sign_in) {
+            (
+                Some(public_url),
+                Some(listen),
+                Some(admin_listen),
+                Some(tls),
+                Some(drain_limit),
+                Some(access),
+                Some(idle),
+                Some(sign_in),
+            ) if check.problems.is_empty() => Ok(Config {
+                public_url,
+                listen,
+                admin_listen,
+                tls,
+                certificate_authority: self.certificate_authority.as_ref().map(|path| state_dir.join(path)),
+                state_dir,
+                trusted_proxies,
+                drain_limit,
+                limits,
+                tokens: Tokens { access, idle, sign_in },
+            }),
+            _ => Err(ConfigError::Values { file: path.to_owned(), problems: check.problems }),
+        }
+    }
+
+    /// `Some(None)`: none is wanted.
+    fn tls(&self, check: &mut Check, state_dir: &Path) -> Option<Option<Tls>> {
+        let missing = "set tls.certificate and tls.key to PEM files, or tls.mode = \"off\" behind a proxy that ends TLS";
+        let Some(tls) = &self.tls else {
+            return check.problem("tls", "", missing);
+        };
+        match (tls.mode.as_deref().unwrap_or("on"), &tls.certificate, &tls.key) {
+            ("off", None, None) => Some(None),
+            ("off", ..) => check.problem("tls.mode", "off", "takes neither tls.certificate nor tls.key"),
+            ("on", Some(certificate), Some(key)) => {
+                Some(Some(Tls { certificate: state_dir.join(certificate), key: state_dir.join(key) }))
+            }
+            ("on", None, _) => check.problem("tls.certificate", "", missing),
+            ("on", Some(_), None) => check.problem("tls.key", "", missing),
+            (other, ..) => check.problem("tls.mode", other, "is neither \"on\" nor \"off\""),
+        }
+    }
+}
+
+impl Config {
+    /// The database.
+    pub fn database(&self) -> PathBuf {
+        self.state_dir.join("towline.db")
+    }
+
+    /// The gateway's own keys.
+    pub fn keys(&self) -> PathBuf {
+        self.state_dir.join("keys")
+    }
+
+    /// The public URL without a slash at the end, to put paths behind.
+    pub fn base(&self) -> &str {
+        self.public_url.as_str().trim_end_matches('/')
+    }
+}
+
+#[derive(Debug, Default)]
+struct Check {
+    problems: Vec<Problem>,
+}
+
+impl Check {
+    fn problem<T>(&mut self, key: &'static str, value: &str, reason: impl fmt::Display) -> Option<T> {
+        self.problems.push(Problem { key, value: value.to_owned(), reason: reason.to_string() });
+        None
+    }
+
+    fn or<T>(
+        &mut self,
+        key: &'static str,
+        value: Option<&str>,
+        default: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.required(key, Some(value.unwrap_or(default)), parse)
+    }
+
+    fn required<T>(
+        &mut self,
+        key: &'static str,
+        value: Option<&str>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let Some(value) = value else { return self.problem(key, "", "is missing") };
+        parse(value).map_or_else(|reason| self.problem(key, value, reason), Some)
+    }
+}
+
+/// `https://HOST[:PORT]`.
+///
+/// # Errors
+/// What it has too much or too little of.
+pub fn public_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
+    let problem = if url.scheme() != "https" {
+        "does not begin with https:// (also where a proxy ends TLS: it is what callers see)"
+    } else if !url.username().is_empty() || url.password().is_some() {
+        "has a user name in it"
+    } else if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        "has something behind host and port"
+    } else {
+        return Ok(url);
+    };
+    Err(problem.to_owned())
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "is not ADDRESS:PORT, such as 0.0.0.0:8443 or [::]:8443".to_owned())
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    text.parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| "is neither an address nor a network such as 10.0.0.0/8".to_owned())
+}
+
+/// A number with a unit: `90s`, `10m`, `12h`, `7d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "is not a number with a unit: 90s, 10m, 12h, 7d".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let unit: u32 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(wrong()),
+    };
+    let number: u32 = number.parse().map_err(|_| wrong())?;
+    Ok(Duration::from_secs(u64::from(number) * u64::from(unit)))
+}
+
+fn within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let found = duration(text)?;
+    if (least..=most).contains(&found) {
+        Ok(found)
+    } else {
+        Err(format!("is not between {} and {} seconds", least.as_secs(), most.as_secs()))
+    }
+}
+
+/// Access tokens are checked with keys that are kept for a day (`keys::TOKEN_KEY_SECONDS`).
+const ACCESS_MOST: Duration = Duration::from_secs(12 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Config, ConfigError> {
+        let path = Path::new("/etc/towline/gateway.toml");
+        File::parse(path, text)?.check(path)
+    }
+
+    const LEAST: &str = "public_url = \"https://gw.example\"\ntls.mode = \"off\"\n";
+
+    #[test]
+    fn the_least_that_runs() {
+        let config = check(LEAST).unwrap();
+        assert_eq!(config.base(), "https://gw.example");
+        assert_eq!(config.listen.to_string(), "0.0.0.0:8443");
+        assert_eq!(config.admin_listen.to_string(), "127.0.0.1:0");
+        assert_eq!(config.state_dir, Path::new("/etc/towline"));
+        assert_eq!(config.tls, None);
+        assert_eq!(config.drain_limit.as_secs(), 60);
+        assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.tokens.access.as_secs(), 600);
+    }
+
+    #[test]
+    fn everything_has_an_effect() {
+        let config = check(
+            r#"
+            public_url = "https://gw.example:8443"
+            listen = "[::]:443"
+            admin_listen = "0.0.0.0:9090"
+            state_dir = "/var/lib/towline"
+            tls = { certificate = "tls/server.crt", key = "/run/secrets/tls.key" }
+            certificate_authority = "tls/ca.crt"
+            trusted_proxies = ["10.0.0.0/8", "::1"]
+            drain_limit = "2m"
+            limits = { streams_per_principal = 10 }
+            tokens = { access = "1h", idle = "12h", sign_in = "1d" }
+            "#,
+        )
+        .unwrap();
+        let tls = config.tls.as_ref().unwrap();
+        assert_eq!(tls.certificate, Path::new("/var/lib/towline/tls/server.crt"));
+        assert_eq!(tls.key, Path::new("/run/secrets/tls.key"));
+        assert_eq!(config.certificate_authority.as_deref(), Some(Path::new("/var/lib/towline/tls/ca.crt")));
+        assert_eq!(config.database(), Path::new("/var/lib/towline/towline.db"));
+        assert!(config.trusted_proxies[0].contains(&"10.1.2.3".parse::<IpAddr>().unwrap()));
+        assert_eq!((config.limits.streams_per_principal, config.limits.streams_per_project), (10, 500));
+        assert_eq!(config.drain_limit.as_secs(), 120);
+        assert_eq!(
+            config.tokens,
+            Tokens {
+                access: Duration::from_secs(3600),
+                idle: Duration::from_secs(12 * 3600),
+                sign_in: Duration::from_secs(24 * 3600),
+            }
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = check(&format!("{LEAST}listn = \"x\"\n")).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the configuration /etc/towline/gateway.toml can't be used\n\
+             TOML parse error at line 3, column 1\n  |\n3 | listn = \"x\"\n  | ^^^^^\n\
+             unknown field `listn`, expected one of `public_url`, `listen`, `admin_listen`, `state_dir`, `tls`, \
+             `certificate_authority`, `trusted_proxies`, `drain_limit`, `limits`, `tokens`\n"
+        );
+        let error = check("listen = 1").unwrap_err().to_string();
+        assert!(error.contains("line 1, column 10"), "{error}");
+    }
+
+    #[test]
+    fn all_wrong_values_are_told_at_once() {
+        let error = check(
+            r#"
+            public_url = "http://gw.example/x"
+            listen = "8443"
+            admin_listen = "localhost:1"
+            tls.mode = "maybe"
+            trusted_proxies = ["10.0.0.0/8", "nginx"]
+            drain_limit = "60"
+            limits.streams_per_project = 0
+            tokens.access = "2d"
+            tokens.idle = "7w"
+            "#,
+        )
+        .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            r#"the configuration /etc/towline/gateway.toml can't be used
+  public_url = "http://gw.example/x": does not begin with https:// (also where a proxy ends TLS: it is what callers see)
+  listen = "8443": is not ADDRESS:PORT, such as 0.0.0.0:8443 or [::]:8443
+  admin_listen = "localhost:1": is not ADDRESS:PORT, such as 0.0.0.0:8443 or [::]:8443
+  tls.mode = "maybe": is neither "on" nor "off"
+  trusted_proxies = "nginx": is neither an address nor a network such as 10.0.0.0/8
+  limits.streams_per_project = "0": must be 1 or more
+  drain_limit = "60": is not a number with a unit: 90s, 10m, 12h, 7d
+  tokens.access = "2d": is not between 60 and 43200 seconds
+  tokens.idle = "7w": is not a number with a unit: 90s, 10m, 12h, 7d"#
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_told() {
+        let error = check("").unwrap_err().to_string();
+        assert!(error.contains("\n  public_url: is missing\n  tls: set tls.certificate and tls.key"), "{error}");
+        for (tls, key) in [
+            ("tls.certificate = \"x\"", "tls.key: "),
+            ("tls.key = \"x\"", "tls.certificate: "),
+            ("tls.mode = \"off\"\ntls.key = \"x\"", "tls.mode = \"off\": takes neither"),
+        ] {
+            let error = check(&format!("public_url = \"https://gw.example\"\n{tls}")).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_public_url_is_scheme_host_and_port() {
+        for bad in ["gw.example", "https://u@gw.example", "https://gw.example/x", "https://gw.example?x", "https://"] {
+            assert!(public_url(bad).is_err(), "{bad}");
+        }
+        for good in ["https://gw.example", "https://gw.example/", "https://10.0.0.1:8443", "https://[::1]:8443"] {
+            assert!(public_url(good).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn no_length_of_text_breaks_a_duration() {
+        for bad in ["", "s", "1", "1ü", "ü", "-1s", "1.5h", "99999999999s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(duration("4294967295d").unwrap().as_secs(), 4_294_967_295 * 24 * 3600);
+    }
+}

@@ -1,0 +1,1 @@
+//! `towline-gateway init`: makes what a gateway runs on.
