@@ -1,6 +1,6 @@
 //! The four ways in which one caller could stop everybody's tunnel, and doesn't.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http_body_util::BodyExt as _;
 use tokio::{task::JoinSet, time::timeout};
@@ -73,10 +73,9 @@ async fn the_rush_shares_connections() {
     let gateway = Gateway::open(upstream.clone()).await;
     // 350 at once, as informers do it: none is parked behind a full connection.
     let all = futures_util::future::join_all((0..350).map(|_| gateway.get("/api/v1/pods?watch=1")));
-    let began = Instant::now();
     let watches = timeout(Duration::from_secs(10), all).await.expect("parked");
     assert!(watches.iter().all(Result::is_ok));
-    assert_eq!(upstream.connections().1, 4, "after {:?}", began.elapsed());
+    assert_eq!(upstream.connections().1, 4);
 }
 
 #[tokio::test]
