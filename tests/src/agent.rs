@@ -1,6 +1,9 @@
 //! An agent process in a cluster's network.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use rustix::process::Signal;
 
@@ -17,6 +20,7 @@ pub struct Agent {
     kubeconfig: PathBuf,
     env: Vec<(String, String)>,
     before: Vec<String>,
+    binary: PathBuf,
     program: Option<Program>,
 }
 
@@ -31,8 +35,16 @@ impl Agent {
             kubeconfig: cluster.admin_kubeconfig().to_owned(),
             env: Vec::new(),
             before: Vec::new(),
+            binary: place::program("towline-agent"),
             program: None,
         }
+    }
+
+    /// Runs with a clock of its own, such as `+1h`.
+    #[must_use]
+    pub fn clock(mut self, shift: &str) -> Self {
+        self.binary = place::dynamic("towline-agent");
+        self.under(&place::clock(shift))
     }
 
     /// A variable of its environment, such as `HTTPS_PROXY`.
@@ -56,10 +68,17 @@ impl Agent {
         self
     }
 
+    /// Another place for its key: a second agent, or one that comes back.
+    #[must_use]
+    pub fn key(mut self, path: &Path) -> Self {
+        path.clone_into(&mut self.key);
+        self
+    }
+
     /// The command that runs it.
     pub fn command(&self) -> Cmd {
-        let mut command = Cmd::new(place::program("towline-agent"))
-            .env("RUST_LOG", place::variable("TOWLINE_TEST_LOG").unwrap_or_else(|| "info".to_owned()))
+        let mut command = Cmd::new(&self.binary)
+            .env("TOWLINE_LOG", place::variable("TOWLINE_TEST_LOG").unwrap_or_else(|| "info".to_owned()))
             .arg("run")
             .arg("--registration")
             .arg(&self.registration)

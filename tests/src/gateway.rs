@@ -35,6 +35,7 @@ pub struct Gateway {
     name: String,
     program: Option<Program>,
     before: Vec<String>,
+    binary: PathBuf,
 }
 
 impl Gateway {
@@ -55,14 +56,24 @@ impl Gateway {
     /// The same, but known to everybody under `public_url`: what stands in front of it.
     #[track_caller]
     pub fn init_as(name: &str, cluster: &Cluster, public_url: Option<&str>) -> Self {
+        Self::init_with(&place::directory(&format!("{name}-state")), name, cluster, public_url)
+    }
+
+    /// Makes one with its state in a directory of the caller's.
+    #[track_caller]
+    pub fn init_in(state: &Path, name: &str, cluster: &Cluster) -> Self {
+        Self::init_with(state, name, cluster, None)
+    }
+
+    #[track_caller]
+    fn init_with(state: &Path, name: &str, cluster: &Cluster, public_url: Option<&str>) -> Self {
         let ip = cluster.host_ip().to_owned();
         let port = free_port();
-        let state = place::directory(&format!("{name}-state"));
         let url = public_url.map_or_else(|| format!("https://{ip}:{port}"), str::to_owned);
         let made = Cmd::new(place::program("towline-gateway"))
             .arg("init")
             .arg("--state-dir")
-            .arg(&state)
+            .arg(state)
             .args(["--host", &ip, "--host", "localhost", "--listen", &format!("0.0.0.0:{port}")])
             .args(["--public-url", &url])
             .args(["--project", "demo", "--admin", "admin", "--print", "json"])
@@ -76,10 +87,11 @@ impl Gateway {
             port,
             certificate_authority: PathBuf::from(text("certificateAuthority")),
             one_time_code: text("oneTimeCode"),
-            state,
+            state: state.to_owned(),
             name: name.to_owned(),
             program: None,
             before: Vec::new(),
+            binary: place::program("towline-gateway"),
         }
     }
 
@@ -96,15 +108,16 @@ impl Gateway {
         fs::write(config, format!("{text}\n{toml}\n")).expect("the configuration can be written");
     }
 
-    /// Words before the program from its next start on, such as `faketime`.
-    pub fn under(&mut self, words: &str) {
-        self.before = words.split_whitespace().map(str::to_owned).collect();
+    /// A clock of its own from its next start on, such as `+1h`.
+    pub fn clock(&mut self, shift: &str) {
+        self.binary = place::dynamic("towline-gateway");
+        self.before = place::clock(shift).split_whitespace().map(str::to_owned).collect();
     }
 
     /// The command that runs it.
     pub fn command(&self) -> Cmd {
-        Cmd::new(place::program("towline-gateway"))
-            .env("RUST_LOG", place::variable("TOWLINE_TEST_LOG").unwrap_or_else(|| "info".to_owned()))
+        Cmd::new(&self.binary)
+            .env("TOWLINE_LOG", place::variable("TOWLINE_TEST_LOG").unwrap_or_else(|| "info".to_owned()))
             .arg("run")
             .arg("--config")
             .arg(self.config())

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
     process,
     sync::LazyLock,
+    time::Duration,
 };
+
+use crate::command::Cmd;
 
 /// The top of the checkout.
 pub fn tree() -> &'static Path {
@@ -40,6 +43,30 @@ pub fn program(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// A program under test that is linked dynamically, for what works by preloading; built when it isn't there.
+pub fn dynamic(name: &str) -> PathBuf {
+    let target = cache().join("tests/target");
+    let cargo = variable("CARGO").unwrap_or_else(|| "cargo".to_owned());
+    let build = Cmd::new(cargo)
+        .words("build --locked --package")
+        .args([name, "--bin", name, "--target-dir"])
+        .arg(variable("CARGO_TARGET_DIR").map_or(target, PathBuf::from))
+        .args(["--message-format", "json-render-diagnostics"])
+        .directory(tree())
+        .limit(Duration::from_secs(900));
+    let kept = ["CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"];
+    let build = kept.iter().filter_map(|name| Some((name, variable(name)?))).fold(build, |b, (n, v)| b.env(n, v));
+    let said = build.ok();
+    let messages = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let path = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back();
+    path.expect("cargo names what it built")
+}
+
+/// Words before a program (see [`dynamic`]) that shift its clock by `+1h`; durations stay as they are.
+pub fn clock(shift: &str) -> String {
+    format!("env FAKETIME_DONT_FAKE_MONOTONIC=1 faketime -f {shift}")
 }
 
 /// Where `tests/cluster` keeps what it built, and these tests what they download or build.
