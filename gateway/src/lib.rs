@@ -19,7 +19,7 @@
 //!
 //! The other doors of the same port: [`agents`] (sessions), [`login`] (the embedded issuer), [`api`] (management).
 //! Underneath: [`iam`] (values), [`store`], [`keys`], [`clock`]. Around: [`config`], [`init`], [`app`], [`tls`],
-//! [`admin`].
+//! [`authority`], [`admin`].
 
 pub mod admin;
 pub mod agents;
@@ -27,6 +27,7 @@ pub mod api;
 pub mod app;
 pub mod assert;
 pub mod authn;
+pub mod authority;
 pub mod authz;
 pub mod clock;
 pub mod config;

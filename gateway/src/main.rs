@@ -1,1 +1,355 @@
-fn main() {}
+//! `towline-gateway`: flags, logging, signals and the exit status.
+
+use std::{
+    error::Error,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use tokio::signal::unix::{SignalKind, signal};
+use towline_gateway::{
+    app::{Gateway, Running},
+    authority,
+    clock::Clock,
+    config::{Config, ConfigError, File, TlsFile},
+    init::{self, InitError, Wanted},
+    keys::Keys,
+    store::Store,
+};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The configuration is wrong (EX_USAGE).
+const BAD_CONFIG: u8 = 64;
+
+/// How often it is looked whether the certificate of the gateway's own authority is due.
+const RENEW_EVERY: Duration = Duration::from_secs(3600);
+
+const EXAMPLES: &str = "Examples:
+  A gateway with a certificate authority of its own:
+    towline-gateway init --state-dir /var/lib/towline --host gw.example.com --project demo
+    towline-gateway run --config /var/lib/towline/gateway.toml
+
+  Behind a proxy that ends TLS:
+    towline-gateway init --state-dir /var/lib/towline --public-url https://gw.example.com --tls-off
+
+  Only look whether the configuration can be used:
+    towline-gateway run --config gateway.toml --check";
+
+const KEYS: &str = "Configuration file (TOML):
+  public_url             https://HOST[:PORT], as callers and agents reach the gateway
+  listen                 public port                                   [0.0.0.0:8443]
+  admin_listen           health and metrics, without authentication    [127.0.0.1:0]
+  state_dir              keys and database; relative paths begin there [the file's directory]
+  tls.certificate        PEM file, read again when it changes
+  tls.key                PEM file
+  tls.mode               \"off\": plain HTTP, behind a proxy that ends TLS
+  certificate_authority  PEM file that new agents check the certificate against
+  trusted_proxies        addresses and networks whose X-Forwarded-For is believed [none]
+  drain_limit            how long streams may go on after SIGTERM      [60s]
+  limits.streams_per_principal, limits.streams_per_project             [50, 500]
+  tokens.access          an access token's life                        [10m]
+  tokens.idle            a sign-in's that isn't used                   [7d]
+  tokens.sign_in         a sign-in's that is                           [30d]
+
+SIGTERM drains: readiness goes off, agents go elsewhere, streams go on up to drain_limit. A second one ends at once.
+Exit status: 64 for a configuration that can't be used, 1 for a start that failed.";
+
+/// Towline's gateway: authenticates callers and sends their requests down the tunnels of their clusters
+#[derive(Parser)]
+#[command(name = "towline-gateway", version, after_help = EXAMPLES, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make keys, certificate, database, configuration and the first user; changes nothing that is there
+    #[command(after_help = EXAMPLES)]
+    Init(InitFlags),
+    /// Run the gateway
+    #[command(after_help = KEYS)]
+    Run(RunFlags),
+    /// Print a shell's completion script
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+#[derive(Args)]
+struct InitFlags {
+    /// Where keys, database and configuration go
+    #[arg(long, value_name = "DIR")]
+    state_dir: PathBuf,
+
+    /// A name or address that the certificate is for; may be repeated
+    #[arg(long = "host", value_name = "HOSTNAME|IP")]
+    hosts: Vec<String>,
+
+    /// As callers reach the gateway; https://HOST:PORT of --host and --listen when absent
+    #[arg(long, value_name = "URL")]
+    public_url: Option<String>,
+
+    /// Where the public port listens
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+
+    /// Where health and metrics are
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    admin_listen: Option<String>,
+
+    /// A certificate that is there already (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_key", conflicts_with = "tls_off")]
+    tls_certificate: Option<PathBuf>,
+
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+
+    /// The authority of that certificate (PEM), where agents' systems don't know it
+    #[arg(long, value_name = "FILE")]
+    certificate_authority: Option<PathBuf>,
+
+    /// Plain HTTP, behind a proxy that ends TLS
+    #[arg(long)]
+    tls_off: bool,
+
+    /// A first project, owned by the first user
+    #[arg(long, value_name = "NAME")]
+    project: Option<String>,
+
+    /// The first user, a gatewayOperator
+    #[arg(long, value_name = "NAME", default_value = "admin")]
+    admin: String,
+
+    /// A new one-time code for --admin of a gateway that is there; ends that user's password and sign-ins
+    #[arg(long)]
+    new_bootstrap_code: bool,
+
+    /// How what was made is told
+    #[arg(long, value_enum, default_value = "text")]
+    print: Print,
+}
+
+#[derive(Args)]
+struct RunFlags {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "TOWLINE_CONFIG")]
+    config: PathBuf,
+
+    /// In place of the file's public_url
+    #[arg(long, value_name = "URL", env = "TOWLINE_PUBLIC_URL")]
+    public_url: Option<String>,
+
+    /// In place of the file's listen; port 0 takes any free port
+    #[arg(long, value_name = "ADDRESS:PORT", env = "TOWLINE_LISTEN")]
+    listen: Option<String>,
+
+    /// In place of the file's admin_listen
+    #[arg(long, value_name = "ADDRESS:PORT", env = "TOWLINE_ADMIN_LISTEN")]
+    admin_listen: Option<String>,
+
+    /// Only look whether the configuration can be used
+    #[arg(long)]
+    check: bool,
+
+    /// Print the addresses that are listened on, as one line of JSON
+    #[arg(long)]
+    print_addresses: bool,
+
+    /// How log lines look
+    #[arg(long, value_enum, env = "TOWLINE_LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug, or per module
+    #[arg(long, value_name = "FILTER", env = "TOWLINE_LOG", default_value = "info")]
+    log: EnvFilter,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Print {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            drop(error.print());
+            return if error.use_stderr() { ExitCode::from(BAD_CONFIG) } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            drop(writeln!(io::stderr(), "towline-gateway: {}", chain(error.as_ref())));
+            let bad = error.is::<ConfigError>()
+                || matches!(error.downcast_ref::<InitError>(), Some(InitError::Config(_)));
+            ExitCode::from(if bad { BAD_CONFIG } else { 1 })
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Init(flags) => {
+            let (print, wanted) = (flags.print, flags.wanted()?);
+            let made = block_on(async { Ok(init::init(&wanted, &Clock::System).await?) })?;
+            match print {
+                Print::Text => write!(io::stdout(), "{made}")?,
+                Print::Json => writeln!(io::stdout(), "{:#}", made.to_json())?,
+            }
+            Ok(())
+        }
+        Command::Run(flags) => {
+            let mut file = File::read(&flags.config)?;
+            for (flag, key) in [
+                (&flags.public_url, &mut file.public_url),
+                (&flags.listen, &mut file.listen),
+                (&flags.admin_listen, &mut file.admin_listen),
+            ] {
+                if flag.is_some() {
+                    key.clone_from(flag);
+                }
+            }
+            let config = file.check(&flags.config)?;
+            if flags.check {
+                writeln!(io::stdout(), "{} can be used", flags.config.display())?;
+                return Ok(());
+            }
+            log(flags.log, flags.log_format)?;
+            block_on(run(config, flags.print_addresses))
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "towline-gateway", &mut io::stdout());
+            Ok(())
+        }
+        Command::Man => Ok(clap_mangen::Man::new(Cli::command()).render(&mut io::stdout())?),
+    }
+}
+
+async fn run(config: Config, print_addresses: bool) -> anyhow::Result<()> {
+    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?config, "gateway starts");
+    raise_open_files();
+    let clock = Clock::System;
+    let own = config.state_dir.join(init::TLS);
+    authority::renew_due(&own, clock.unix()).context("the certificate can't be renewed")?;
+    let keys = Arc::new(Keys::open(&config.keys(), clock.clone())?);
+    let store = Store::open(&config.database()).await?;
+    let running = Gateway::start(config, clock.clone(), keys, store.clone()).await?;
+    if print_addresses {
+        let addresses = serde_json::json!({
+            "public": running.public_address(),
+            "admin": running.admin_address(),
+            "publicUrl": running.gateway().config.base(),
+        });
+        writeln!(io::stdout(), "{addresses}")?;
+    }
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            _ = interrupt.recv() => break,
+            () = tokio::time::sleep(RENEW_EVERY) => {
+                // The public port sees the new file by itself.
+                if let Err(error) = authority::renew_due(&own, clock.unix()) {
+                    tracing::error!(error = &error as &dyn Error, "the certificate can't be renewed");
+                }
+            }
+        }
+    }
+    tokio::select! {
+        () = drain(running, &store) => {}
+        _ = term.recv() => tracing::warn!("a second signal: not waiting any longer"),
+        _ = interrupt.recv() => tracing::warn!("a second signal: not waiting any longer"),
+    }
+    Ok(())
+}
+
+async fn drain(running: Running, store: &Store) {
+    running.drain().await;
+    store.close().await;
+    tracing::info!("gateway ended");
+}
+
+/// Each caller and agent is a file: as many as the system allows, not the few that it gives unasked.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    // Fails only when there is one already.
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(Box::pin(work));
+    // What is left after the drain limit isn't waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+fn log(filter: EnvFilter, format: LogFormat) -> anyhow::Result<()> {
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match format {
+        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Text => builder.try_init(),
+    }
+    .map_err(|error| anyhow::anyhow!(error))
+    .context("logging cannot start")
+}
+
+/// An error with its causes.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+impl InitFlags {
+    fn wanted(self) -> anyhow::Result<Wanted> {
+        let absolute = |path: Option<PathBuf>| path.map(std::path::absolute).transpose();
+        let tls = match (self.tls_off, absolute(self.tls_certificate)?, absolute(self.tls_key)?) {
+            (true, ..) => Some(TlsFile { mode: Some("off".to_owned()), ..TlsFile::default() }),
+            (false, None, _) => None,
+            (false, certificate, key) => Some(TlsFile { mode: None, certificate, key }),
+        };
+        Ok(Wanted {
+            state_dir: std::path::absolute(self.state_dir)?,
+            public_url: self.public_url,
+            hosts: self.hosts,
+            listen: self.listen,
+            admin_listen: self.admin_listen,
+            tls,
+            certificate_authority: absolute(self.certificate_authority)?,
+            project: self.project,
+            admin: self.admin,
+            new_bootstrap_code: self.new_bootstrap_code,
+        })
+    }
+}
