@@ -145,7 +145,7 @@ up_locked() { # CONTEXT
 	local began=$EPOCHREALTIME
 	load_settings
 	if [ -e "$DIR/settings" ] && [ "$CONTEXT" != "$1" ]; then
-		die "the quick start is up with ${CONTEXT:+context '$CONTEXT'}${CONTEXT:-a cluster of its own}" 'deploy/quickstart.sh down'
+		die "the quick start is up with ${CONTEXT:+context }${CONTEXT:-a cluster of its own}" 'deploy/quickstart.sh down'
 	fi
 	CONTEXT=$1
 	timed 'building gateway, agent and command line (static)' build_programs
@@ -239,7 +239,7 @@ gateway_up() {
 # forget_gateway: another gateway knows no users, memberships or keys of the one before.
 forget_gateway() {
 	rm -rf --one-file-system "$DIR/gateway" "$DIR/config" "$DIR/settings" "$DIR/init.json" \
-		"$DIR/password" "$KUBECONFIG_FILE" "$DIR/agent"
+		"$DIR/password" "$DIR/password-is-set" "$KUBECONFIG_FILE" "$DIR/agent"
 	URL=''
 }
 
@@ -270,15 +270,16 @@ sign_in() {
 		say "signed in already"
 		return
 	fi
-	if [ -e "$DIR/password" ]; then
-		as_user towline login "$URL" --certificate-authority "$(from_init certificateAuthority)" \
-			--username "$USER_NAME" --password-file "$DIR/password"
+	local login=(towline login "$URL" --certificate-authority "$(from_init certificateAuthority)" --username "$USER_NAME")
+	# Kept before it is set: a run that is killed in between goes on with it.
+	[ -e "$DIR/password" ] || (umask 077 && head -c 24 /dev/urandom | base64 >"$DIR/password")
+	if [ ! -e "$DIR/password-is-set" ] && as_user "${login[@]}" --one-time-code "$(from_init oneTimeCode)" \
+		--new-password-file "$DIR/password"; then
+		touch "$DIR/password-is-set"
 		return
 	fi
-	(umask 077 && head -c 24 /dev/urandom | base64 >"$DIR/password.new")
-	as_user towline login "$URL" --certificate-authority "$(from_init certificateAuthority)" \
-		--username "$USER_NAME" --one-time-code "$(from_init oneTimeCode)" --new-password-file "$DIR/password.new"
-	mv "$DIR/password.new" "$DIR/password"
+	as_user "${login[@]}" --password-file "$DIR/password"
+	touch "$DIR/password-is-set"
 }
 
 membership() { as_user towline memberships describe "$NAME" --project "$PROJECT" -o json 2>/dev/null; }

@@ -66,9 +66,18 @@ passed=0
 failed=0
 steps=0
 step_pid=''
+step_name=''
 
-# Whatever ends this script ends the step that runs: `timeout` passes the signal on.
-trap '[ -z "$step_pid" ] || kill -TERM "$step_pid" 2>/dev/null; exit 130' INT TERM HUP
+# Whatever ends this script ends the step that runs (`timeout` passes the signal
+# on), and still says how far it got.
+ended_from_outside() {
+	trap - INT TERM HUP
+	[ -z "$step_pid" ] || kill -TERM "$step_pid" 2>/dev/null || true
+	printf 'run: ENDED FROM OUTSIDE after %s, in: %s\n' "$(elapsed "$SECONDS")" "$step_name"
+	failed=$((failed + 1))
+	finish
+}
+trap ended_from_outside INT TERM HUP
 
 elapsed() { printf '%d min %02d s' $((($1) / 60)) $((($1) % 60)); }
 
@@ -87,6 +96,7 @@ step() {
 	shift 2
 	steps=$((steps + 1))
 	log=$logs/$(printf '%02d' "$steps")-${name//[^a-z0-9]/-}.log
+	step_name=$name
 	printf 'run: %s\n' "$name"
 	# No input, so that nothing can wait for a person.
 	timeout --kill-after=20 "$((minutes * 60))" "$@" </dev/null >"$log" 2>&1 &
@@ -95,7 +105,7 @@ step() {
 		sleep 0.5
 		[ $((SECONDS - said)) -lt 60 ] || {
 			said=$SECONDS
-			printf 'run: ... %s: %s; last: %s\n' "$name" "$(elapsed $((SECONDS - began)))" "$(tail -n 1 "$log" | cut -c1-100)"
+			printf 'run: ... %s: %s; last: %s\n' "$name" "$(elapsed $((SECONDS - began)))" "$(tail -n 1 "$log" | tr -d '\r' | cut -c1-100)"
 		}
 	done
 	wait "$step_pid" || status=$?
