@@ -46,7 +46,9 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), WriteError> {
     }
     file.as_file().sync_all().map_err(error)?;
     file.persist(&target).map_err(|e| error(e.error))?;
-    sync_dir(parent).map_err(error)
+    // Not every file system can; the file itself is safe by now.
+    drop(sync_dir(parent));
+    Ok(())
 }
 
 /// Makes a directory, and those above it, for its owner only; leaves an existing one as it is.

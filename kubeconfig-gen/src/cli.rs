@@ -60,8 +60,15 @@ pub struct Global {
         value_name = "DIR"
     )]
     pub config_dir: Option<PathBuf>,
-    /// How to print what was found
-    #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
+    /// Print json, yaml, wide (a table with more columns) or name (names only)
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        hide_possible_values = true
+    )]
     pub output: Option<Format>,
     /// Say on stderr what is asked of the gateway
     #[arg(short, long, global = true, action = ArgAction::Count)]

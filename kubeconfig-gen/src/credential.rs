@@ -98,12 +98,23 @@ fn renewed(
         .enable_all()
         .build()
         .map_err(CredentialError::Start)?;
-    runtime
-        .block_on(api.token(Some(&args.membership)))
-        .map_err(|error| match error {
-            CallError::SignedOut(gateway) => CredentialError::SignedOut(gateway),
-            other => CredentialError::Call(other),
-        })
+    let token = runtime.block_on(async {
+        // Ctrl-C at kubectl reaches this process too. A refresh that is cut off before its answer is kept costs
+        // the user the sign-in, so it is brought to its end, which is bounded.
+        let mut interrupts = std::pin::pin!(tokio::signal::ctrl_c());
+        let mut token = std::pin::pin!(api.token(Some(&args.membership)));
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = &mut interrupts => interrupts.set(tokio::signal::ctrl_c()),
+                token = &mut token => break token,
+            }
+        }
+    });
+    token.map_err(|error| match error {
+        CallError::SignedOut(gateway) => CredentialError::SignedOut(gateway),
+        other => CredentialError::Call(other),
+    })
 }
 
 /// The version of the protocol that kubectl speaks; by hand it is the current one.

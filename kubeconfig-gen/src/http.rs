@@ -142,6 +142,11 @@ impl Unreachable {
         }
     }
 
+    /// Whether the gateway may have got the request, and only its answer was lost.
+    pub const fn may_have_arrived(&self) -> bool {
+        matches!(self.why, Why::Timeout | Why::Other)
+    }
+
     /// Which of the failures it is.
     pub const fn why(&self) -> Why {
         self.why

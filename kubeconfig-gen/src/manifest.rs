@@ -189,7 +189,8 @@ fn deployment(agent: &Agent<'_>) -> Value {
             // The new one is connected before the old one goes.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {
-                "metadata": {"labels": labels()},
+                // Another registration begins another pod.
+                "metadata": {"labels": labels(), "annotations": {"checksum/registration": checksum(agent.registration)}},
                 "spec": {
                     "serviceAccountName": AGENT,
                     "terminationGracePeriodSeconds": 60,
@@ -229,6 +230,14 @@ fn deployment(agent: &Agent<'_>) -> Value {
             },
         },
     })
+}
+
+fn checksum(text: &str) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+    digest
+        .as_ref()
+        .iter()
+        .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
 
 fn selector() -> Value {

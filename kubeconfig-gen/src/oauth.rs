@@ -298,6 +298,9 @@ impl OAuth {
     }
 
     /// Asks for a new access token; for one membership only when `resource` (its URL) is given.
+    ///
+    /// An answer that got lost has used the refresh token up, and the gateway takes it once more for half a minute
+    /// only: so it is asked again at once.
     pub async fn refresh(
         &self,
         refresh_token: SecretString,
@@ -305,16 +308,24 @@ impl OAuth {
     ) -> Refreshed<RefreshError> {
         let client = self.client();
         let token = RefreshToken::new(refresh_token.expose_secret().to_owned());
-        let mut request = client.exchange_refresh_token(&token);
-        if let Some(resource) = resource {
-            request = request.add_extra_param("resource", resource);
-        }
-        match request.request_async(&|request| self.call(request)).await {
-            Ok(answer) => Refreshed::Issued(issued(&answer)),
-            Err(error) => match self.sort(error) {
-                (true, _) => Refreshed::Ended,
-                (false, error) => Refreshed::Failed(error),
-            },
+        let mut lost = false;
+        loop {
+            let mut request = client.exchange_refresh_token(&token);
+            if let Some(resource) = resource {
+                request = request.add_extra_param("resource", resource);
+            }
+            match request.request_async(&|request| self.call(request)).await {
+                Ok(answer) => return Refreshed::Issued(issued(&answer)),
+                Err(error) => match self.sort(error) {
+                    (true, _) => return Refreshed::Ended,
+                    (false, RefreshError::Unreachable(error))
+                        if error.may_have_arrived() && !lost =>
+                    {
+                        lost = true;
+                    }
+                    (false, error) => return Refreshed::Failed(error),
+                },
+            }
         }
     }
 
@@ -358,11 +369,9 @@ impl OAuth {
 
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, Unreachable> {
         let unreachable = |e: reqwest::Error| Unreachable::new(&self.gateway, &e);
-        let response = self
-            .http
-            .execute(request.try_into().map_err(unreachable)?)
-            .await
-            .map_err(unreachable)?;
+        let mut request: reqwest::Request = request.try_into().map_err(unreachable)?;
+        *request.timeout_mut() = Some(ONE_TRY);
+        let response = self.http.execute(request).await.map_err(unreachable)?;
         let (status, headers) = (response.status(), response.headers().clone());
         let mut answer = HttpResponse::new(http::body(&self.gateway, response).await?);
         *answer.status_mut() = status;
@@ -418,6 +427,9 @@ fn issued(answer: &BasicTokenResponse) -> Issued {
         lifetime: answer.expires_in().unwrap_or(UNSAID_LIFETIME),
     }
 }
+
+/// Two of them are shorter than the half minute for which a used refresh token is taken again.
+const ONE_TRY: Duration = Duration::from_secs(12);
 
 /// What the gateway knows this program as.
 const CLIENT_ID: &str = "towline";

@@ -198,7 +198,11 @@ async fn greet(context: &Context, known: &Known) -> Result<(), Error> {
         [] if me.roles.iter().any(|role| role == "gatewayOperator") => {
             "Next: towline projects create NAME, then: towline memberships register NAME".to_owned()
         }
-        [] => "Next: towline memberships register NAME".to_owned(),
+        [] => {
+            "There is no cluster that you may see: ask the owner of a project for a role, or run: \
+               towline memberships register NAME"
+                .to_owned()
+        }
         [only] => format!("Next: towline get-credentials {}", only.id),
         several => format!(
             "Next: towline memberships list ({} clusters), then: towline get-credentials NAME",

@@ -12,6 +12,7 @@ use super::{
     context::{Context, call, refused},
 };
 use crate::{
+    api::CallError,
     atomic,
     cli::Register,
     clock,
@@ -44,7 +45,16 @@ pub(super) async fn run(context: &Context, args: Register) -> Result<(), Error> 
         name: args.name.to_string(),
         renew: args.renew,
     };
-    let answer: RegisterResponse = call(&api, "Memberships/Register", &request).await?;
+    let answer: Result<RegisterResponse, Error> =
+        call(&api, "Memberships/Register", &request).await;
+    let answer = answer.map_err(|error| match error {
+        Error::Call(CallError::Refused(refusal)) if refusal.code == "already_exists" => {
+            refused(format!(
+                "{refusal}; choose another name, or add --renew if its agent is to be set up anew"
+            ))
+        }
+        other => other,
+    })?;
     let name = format!(
         "projects/{project}/locations/{location}/memberships/{}",
         args.name

@@ -113,6 +113,46 @@ fn a_gateway_in_trouble_does_not_end_the_sign_in() {
     );
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interrupt_does_not_cost_the_sign_in() {
+    let gateway = Gateway::start();
+    let user = User::signed_in(&gateway);
+    let seen = gateway.hold_token_requests();
+    let child = user
+        .credential()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    seen.recv_timeout(std::time::Duration::from_secs(30))
+        .unwrap();
+    let interrupt = std::process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(interrupt.success());
+    gateway.release_token_requests();
+    assert_eq!(token(&child.wait_with_output().unwrap().into()), "access-2");
+    assert_eq!(
+        token(&user.credential().output().unwrap().into()),
+        "access-2"
+    );
+    assert_eq!(gateway.state().refreshes, 1);
+}
+
+#[test]
+fn an_answer_that_got_lost_is_asked_for_again() {
+    let gateway = Gateway::start();
+    let user = User::signed_in(&gateway);
+    gateway.state().lose_answers = 1;
+    assert_eq!(
+        token(&user.credential().output().unwrap().into()),
+        "access-3"
+    );
+    assert_eq!(gateway.state().refreshes, 2);
+}
+
 #[test]
 fn kubectls_version_counts() {
     let gateway = Gateway::start();

@@ -2,9 +2,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, mpsc},
     thread::JoinHandle,
 };
 
@@ -15,7 +14,11 @@ use hyper_util::rt::TokioIo;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls_pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::oneshot, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, oneshot},
+    task::JoinSet,
+};
 use tokio_rustls::TlsAcceptor;
 
 /// The password and one-time code that it takes.
@@ -50,6 +53,13 @@ pub(crate) struct State {
     pub(crate) ended: bool,
     /// What the token endpoint answers instead.
     pub(crate) token_error: Option<(u16, String)>,
+    /// How many of the next refreshes are done and the connection closed without an answer.
+    pub(crate) lose_answers: usize,
+    /// Taken by the next token request, which tells and then waits.
+    held: Option<(mpsc::Sender<()>, Arc<Notify>)>,
+    release: Option<Arc<Notify>>,
+    /// A refresh token that is taken once more, because its answer was lost.
+    grace: Option<String>,
     lifetime: u64,
     codes: HashMap<String, String>,
     refresh_token: String,
@@ -141,6 +151,20 @@ impl Gateway {
         self.state().lifetime = seconds;
     }
 
+    /// Makes the next token request wait; the receiver hears when it is there.
+    pub(crate) fn hold_token_requests(&self) -> mpsc::Receiver<()> {
+        let (tell, seen) = mpsc::channel();
+        let release = Arc::new(Notify::new());
+        let mut state = self.state();
+        state.release = Some(Arc::clone(&release));
+        state.held = Some((tell, release));
+        seen
+    }
+
+    pub(crate) fn release_token_requests(&self) {
+        self.state().release.take().unwrap().notify_one();
+    }
+
     pub(crate) fn set_issuer(&self, issuer: &str) {
         self.state().issuer = issuer.to_owned();
     }
@@ -175,7 +199,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, state: Arc<Mutex<State>
             };
             let service = hyper::service::service_fn(move |request| {
                 let state = Arc::clone(&state);
-                async move { Ok::<_, Infallible>(serve(request, &state).await) }
+                async move { serve(request, &state).await.ok_or("the answer is lost") }
             });
             let connection = hyper::server::conn::http1::Builder::new();
             drop(
@@ -189,16 +213,32 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, state: Arc<Mutex<State>
 
 type Answer = Response<Full<Bytes>>;
 
-async fn serve(request: Request<Incoming>, state: &Mutex<State>) -> Answer {
+async fn serve(request: Request<Incoming>, state: &Mutex<State>) -> Option<Answer> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
+    if head.uri.path() == "/oauth2/token" {
+        let held = state.lock().unwrap().held.take();
+        if let Some((tell, release)) = held {
+            tell.send(()).unwrap();
+            release.notified().await;
+        }
+    }
     let mut state = state.lock().unwrap();
-    match head.uri.path() {
+    Some(match head.uri.path() {
         "/oauth2/.well-known/openid-configuration" => {
             json_answer(200, &json!({"issuer": state.issuer}))
         }
         "/oauth2/authorize" => state.authorize(form(&body)),
-        "/oauth2/token" => state.token(&form(&body)),
+        "/oauth2/token" => {
+            let form = form(&body);
+            let answer = state.token(&form);
+            if form["grant_type"] == "refresh_token" && state.lose_answers > 0 {
+                state.lose_answers -= 1;
+                state.grace = Some(form["refresh_token"].clone());
+                return None;
+            }
+            answer
+        }
         "/oauth2/revoke" => {
             let form = form(&body);
             assert_eq!(form["client_id"], "towline");
@@ -211,7 +251,7 @@ async fn serve(request: Request<Incoming>, state: &Mutex<State>) -> Answer {
                 .unwrap_or_else(|| panic!("unexpected {path}"));
             state.call(method, &head.headers, &body)
         }
-    }
+    })
 }
 
 impl State {
@@ -272,7 +312,10 @@ impl State {
             "refresh_token" => {
                 self.refreshes += 1;
                 self.resource = form.get("resource").cloned();
-                if self.ended || form["refresh_token"] != self.refresh_token {
+                let presented = &form["refresh_token"];
+                let known = *presented == self.refresh_token
+                    || self.grace.take().as_ref() == Some(presented);
+                if self.ended || !known {
                     return json_answer(
                         400,
                         &json!({"error": "invalid_grant", "error_description": "is over"}),
