@@ -260,9 +260,10 @@ fn switch(
         match aborted {
             None => running.end("ended"),
             Some(aborted) => {
-                tracing::debug!(sent, received, reason = aborted.0, "stream aborted");
-                connection.close(&aborted.0).await;
-                running.end(&aborted.0);
+                let reason = reason(aborted);
+                tracing::debug!(sent, received, reason, "stream aborted");
+                connection.close(&reason).await;
+                running.end(&reason);
             }
         }
         drop(held);
@@ -271,6 +272,11 @@ fn switch(
         head,
         Empty::new().map_err(|never| match never {}).boxed_unsync(),
     )
+}
+
+/// Why a stream ended, in the words that callers search for.
+fn reason(aborted: Aborted) -> String {
+    if aborted.0.starts_with(body::LOST) { Refused::AgentLost.to_string() } else { aborted.0 }
 }
 
 /// An answer that ends by itself.
@@ -357,7 +363,7 @@ impl<R: Future<Output = String>> HttpBody for LongRunning<R> {
                 }
                 Some(Ok(frame))
             }
-            Some(Err(aborted)) => this.abort(aborted),
+            Some(Err(aborted)) => this.abort(Aborted(reason(aborted))),
             None => {
                 this.over = true;
                 if let Some(running) = this.running.take() {

@@ -28,6 +28,9 @@ const MAX_REASON: usize = 1024;
 /// What is percent-encoded in a reason, beside everything outside ASCII.
 const REASON: &AsciiSet = &CONTROLS.add(b'%');
 
+/// What the reason begins with when the tunnel itself was lost, and no far end told why.
+pub const LOST: &str = "the tunnel was lost";
+
 /// Why a body ended early.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -220,7 +223,7 @@ where
             // Only a stream that was really finished says so.
             None if self.0.is_end_stream() => None,
             None => Some(Err(Aborted("the far end reset the stream".to_owned()))),
-            Some(Err(error)) => Some(Err(Aborted(error.to_string()))),
+            Some(Err(error)) => Some(Err(Aborted(format!("{LOST}: {error}")))),
             Some(Ok(frame)) => match frame.into_trailers() {
                 Err(data) => Some(Ok(data)),
                 Ok(mut trailers) => Some(match Aborted::take_from(&mut trailers) {

@@ -1,0 +1,229 @@
+//! A double of an agent: a real session, verified as an agent verifies it, with answers from the test.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http::{Request, Response, header, request::Parts};
+use http_body_util::{BodyExt as _, Empty, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    sync::{Mutex, Notify, mpsc},
+    task::JoinHandle,
+};
+use towline_proto::{
+    assertion::{Grant, Sealed},
+    body::Aborted,
+    endpoint,
+    handshake::{self, Facts, Opened, Opening},
+    jws::{KeyPair, PublicKey},
+    names::Membership,
+    session::Session,
+    tunnel, wire,
+};
+
+/// An answer's body that breaks.
+pub(crate) type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+/// What the double answers.
+pub(crate) type Answer = Response<UnsyncBoxBody<Bytes, Broken>>;
+
+/// A task of the test's; it ends with the test's runtime.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "owned by the test's runtime, which ends with the test"
+)]
+pub(crate) fn own<F: Future<Output: Send + 'static> + Send + 'static>(
+    task: F,
+) -> JoinHandle<F::Output> {
+    tokio::spawn(task)
+}
+
+/// An agent's session; dropping it drops the connection.
+pub(crate) struct Connected(JoinHandle<()>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Opens a session and answers with `serve`.
+pub(crate) async fn connect<S, F>(
+    gateway: SocketAddr,
+    key: &KeyPair,
+    root: PublicKey,
+    membership: Membership,
+    serve: S,
+) -> Connected
+where
+    S: Fn(Request<Incoming>, Grant) -> F + Clone + Send + 'static,
+    F: Future<Output = Answer> + Send,
+{
+    let now = towline_gateway::clock::Clock::System.unix();
+    let opening = Opening::new(key, membership.clone(), root, &Facts::default(), now).unwrap();
+    let request = Request::get(endpoint::AGENT_CONNECT)
+        .header(header::HOST, "gateway")
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, handshake::PROTOCOL)
+        .header(handshake::VERSION_HEADER, handshake::VERSION)
+        .header(handshake::HELLO, opening.hello())
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    let stream = TcpStream::connect(gateway).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    let connection = own(connection.with_upgrades());
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 101, "{:?}", response.headers());
+    let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+    let opened = opening
+        .finish(
+            root,
+            &header(handshake::CHAIN),
+            &header(handshake::PROOF),
+            now,
+        )
+        .unwrap();
+    let upgraded = hyper::upgrade::on(response).await.unwrap();
+    drop(connection);
+    let session = Session::new(opened.session.clone(), TokioIo::new(upgraded));
+    let opened = Arc::new(opened);
+    Connected(own(async move {
+        let service = service_fn(move |request: Request<Incoming>| {
+            let grant = verify(&opened, &membership, &request);
+            let serve = serve.clone();
+            async move { Ok::<_, Aborted>(serve(request, grant).await) }
+        });
+        drop(
+            tunnel::server()
+                .serve_connection(TokioIo::new(session), service)
+                .await,
+        );
+    }))
+}
+
+fn verify(opened: &Opened, membership: &Membership, request: &Request<Incoming>) -> Grant {
+    let header = |name: &str| {
+        request
+            .headers()
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
+    };
+    let upgrade = header(wire::UPGRADE);
+    let sealed = Sealed {
+        grant: header(wire::GRANT),
+        request_id: header(wire::REQUEST_ID),
+        method: if upgrade.is_empty() {
+            request.method().as_str()
+        } else {
+            header(wire::METHOD)
+        },
+        upgrade,
+        path: request.uri().path_and_query().unwrap().as_str(),
+    };
+    opened
+        .key
+        .verify(
+            &sealed,
+            header(wire::SEQUENCE).parse().unwrap(),
+            header(wire::MAC),
+        )
+        .unwrap();
+    let now = towline_gateway::clock::Clock::System.unix();
+    Grant::verify(
+        sealed.grant,
+        opened.grants,
+        membership,
+        &opened.session,
+        now,
+    )
+    .unwrap()
+}
+
+/// Answers 200 to everything and tells what it got.
+pub(crate) fn recording() -> (
+    impl Fn(Request<Incoming>, Grant) -> std::future::Ready<Answer> + Clone + Send + 'static,
+    mpsc::UnboundedReceiver<(Parts, Grant)>,
+) {
+    let (tell, seen) = mpsc::unbounded_channel();
+    let serve = move |request: Request<Incoming>, grant| {
+        tell.send((request.into_parts().0, grant)).unwrap();
+        std::future::ready(Response::new(
+            Empty::new().map_err(|never| match never {}).boxed_unsync(),
+        ))
+    };
+    (serve, seen)
+}
+
+/// The events of [`watching`].
+pub(crate) struct Events {
+    sender: mpsc::Sender<Bytes>,
+    closed: Arc<Notify>,
+}
+
+impl Events {
+    /// One chunk of the watch.
+    pub(crate) async fn send(&self, chunk: Bytes) -> Result<(), mpsc::error::SendError<Bytes>> {
+        self.sender.send(chunk).await
+    }
+
+    /// Resolves when a watch was dropped.
+    pub(crate) async fn closed_once(&self) {
+        self.closed.notified().await;
+    }
+}
+
+/// Tells of its end.
+struct OnDrop(Arc<Notify>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+/// A watch gets the events that the test sends; `/api/slow` gets no answer; all else an empty one.
+pub(crate) fn watching() -> (
+    impl Fn(Request<Incoming>, Grant) -> futures_util::future::BoxFuture<'static, Answer>
+    + Clone
+    + Send
+    + 'static,
+    Events,
+) {
+    let (sender, events) = mpsc::channel(8);
+    let closed = Arc::new(Notify::new());
+    let events = Arc::new(Mutex::new(events));
+    let told = Arc::clone(&closed);
+    let serve = move |request: Request<Incoming>,
+                      _|
+          -> futures_util::future::BoxFuture<'static, Answer> {
+        let events = Arc::clone(&events);
+        let on_drop = OnDrop(Arc::clone(&told));
+        Box::pin(async move {
+            if request.uri().path() == "/api/slow" {
+                return std::future::pending().await;
+            }
+            if request.uri().query().is_none() {
+                std::mem::forget(on_drop);
+                return Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+            }
+            let chunks =
+                futures_util::stream::unfold((events, on_drop), |(events, on_drop)| async move {
+                    let chunk = events.lock().await.recv().await?;
+                    Some((Ok(Frame::data(chunk)), (events, on_drop)))
+                });
+            let mut answer = Response::new(StreamBody::new(chunks).boxed_unsync());
+            answer
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
+            answer
+        })
+    };
+    (serve, Events { sender, closed })
+}

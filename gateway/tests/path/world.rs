@@ -1,0 +1,279 @@
+//! A gateway on a port of its own, with users, one membership and clients.
+
+use std::{net::SocketAddr, path::Path, sync::Mutex, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response, header};
+use http_body_util::Empty;
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+    upgrade::Upgraded,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
+use tokio::{net::TcpStream, task::JoinHandle};
+use towline_gateway::{
+    app::{Gateway, Running},
+    clock::Clock,
+    config::{Config, File},
+    iam::{Binding, Policy, Principal, Role},
+    keys::Keys,
+    live::Stream,
+    store::{Store, User},
+};
+use towline_proto::{
+    jws::{KeyPair, Kind},
+    names::{Membership, Project},
+};
+
+use super::double::{self, Answer, Connected, own};
+
+/// What every wait in these tests is bounded by.
+pub(crate) async fn bounded<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(10), future)
+        .await
+        .expect("it should have happened within 10 s")
+}
+
+/// A gateway and what a test needs to know of it.
+pub(crate) struct World {
+    running: Running,
+    agent_key: KeyPair,
+    agents: Mutex<Vec<Connected>>,
+    _state: tempfile::TempDir,
+}
+
+impl World {
+    /// Users `alice` (`gatewayAdmin`, group `dev`), `reader`, `nobody`; project `p`; membership `m`; two streams each.
+    pub(crate) async fn start() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::in_memory().await.unwrap();
+        for name in ["owner", "alice", "reader", "nobody"] {
+            let groups = if name == "alice" {
+                vec!["dev".to_owned()]
+            } else {
+                Vec::new()
+            };
+            let user = User {
+                name: name.to_owned(),
+                groups,
+                disabled: false,
+                operator: false,
+                created: 0,
+            };
+            store.create_user(&user, name, u64::MAX >> 1).await.unwrap();
+        }
+        let project: Project = "p".parse().unwrap();
+        store
+            .create_project(&project, &Principal::User("owner".into()), 0)
+            .await
+            .unwrap();
+        let agent_key = KeyPair::generate().unwrap();
+        store
+            .register(&membership(), false, "token", 0, 10)
+            .await
+            .unwrap();
+        store
+            .redeem(&membership(), "token", agent_key.public(), 1)
+            .await
+            .unwrap();
+        let keys = Keys::create(&state.path().join("keys"), Clock::System).unwrap();
+        let running = Gateway::start(config(state.path()), Clock::System, keys.into(), store)
+            .await
+            .unwrap();
+        let world = Self {
+            running,
+            agent_key,
+            agents: Mutex::default(),
+            _state: state,
+        };
+        world.set_policy("user:alice").await;
+        world
+    }
+
+    /// Makes `admin` the only `gatewayAdmin`.
+    pub(crate) async fn set_policy(&self, admin: &str) {
+        let store = &self.running.gateway().store;
+        let project: Project = "p".parse().unwrap();
+        let etag = store.policy(&project).await.unwrap().unwrap().etag;
+        let bind = |role, member: &str| Binding {
+            role,
+            members: vec![member.parse().unwrap()],
+        };
+        let bindings = vec![
+            bind(Role::Owner, "user:owner"),
+            bind(Role::GatewayAdmin, admin),
+            bind(Role::GatewayReader, "user:reader"),
+        ];
+        store
+            .set_policy(&project, &Policy { etag, bindings })
+            .await
+            .unwrap();
+    }
+
+    /// Connects an agent's double; returns when its session is up.
+    pub(crate) async fn agent<S, F>(&self, serve: S)
+    where
+        S: Fn(Request<Incoming>, towline_proto::assertion::Grant) -> F + Clone + Send + 'static,
+        F: Future<Output = Answer> + Send,
+    {
+        let root = self.running.gateway().keys.root();
+        let connected = double::connect(
+            self.running.public_address(),
+            &self.agent_key,
+            root,
+            membership(),
+            serve,
+        )
+        .await;
+        bounded(async {
+            while self.sessions() == 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        self.agents.lock().unwrap().push(connected);
+    }
+
+    /// Cuts every agent's connection.
+    pub(crate) fn cut_agents(&self) {
+        self.agents.lock().unwrap().clear();
+    }
+
+    /// Sessions of the membership.
+    pub(crate) fn sessions(&self) -> usize {
+        self.running.gateway().tunnels.sessions(&membership())
+    }
+
+    /// Waits until `count` streams have ended; the latest comes first.
+    pub(crate) async fn ended(&self, count: usize) -> Vec<Stream> {
+        bounded(async {
+            loop {
+                let ended = self.running.gateway().live.ended(None);
+                if ended.len() >= count {
+                    return ended;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+    }
+
+    /// An access token of the gateway's issuer; `seconds` from now it ends.
+    pub(crate) fn token(&self, user: &str, membership: Option<&str>, seconds: i64) -> String {
+        let gateway = self.running.gateway();
+        let base = gateway.config.public_url.as_str().trim_end_matches('/');
+        let audience = match membership {
+            Some(id) => format!("{base}/v1/projects/p/locations/global/memberships/{id}"),
+            None => base.to_owned(),
+        };
+        let now = Clock::System.unix();
+        let claims = json!({
+            "iss": format!("{base}/oauth2"), "sub": user, "aud": audience, "client_id": "towline",
+            "iat": now - 3600, "exp": now.saturating_add_signed(seconds), "jti": "test",
+        });
+        gateway.keys.signing().sign(Kind::AccessToken, &claims)
+    }
+
+    /// A client with a user's token.
+    pub(crate) fn as_user(&self, user: &str) -> Client {
+        self.with_token(&self.token(user, None, 600))
+    }
+
+    /// A client with this token.
+    pub(crate) fn with_token(&self, token: &str) -> Client {
+        Client {
+            gateway: self.running.public_address(),
+            authorization: format!("Bearer {token}"),
+            http2: Mutex::default(),
+            connections: Mutex::default(),
+        }
+    }
+}
+
+fn config(state: &Path) -> Config {
+    let text = "public_url = 'https://gateway.test'\n\
+                listen = '127.0.0.1:0'\n\
+                drain_limit = '5s'\n\
+                tls.mode = 'off'\n\
+                limits.streams_per_principal = 2";
+    let path = state.join("gateway.toml");
+    File::parse(&path, text).unwrap().check(&path).unwrap()
+}
+
+fn membership() -> Membership {
+    "projects/p/locations/global/memberships/m".parse().unwrap()
+}
+
+/// Connections of one caller.
+pub(crate) struct Client {
+    gateway: SocketAddr,
+    authorization: String,
+    http2: Mutex<Option<http2::SendRequest<Empty<Bytes>>>>,
+    connections: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Client {
+    /// One request on an HTTP/1.1 connection of its own.
+    pub(crate) async fn http1(&self, request: Request<Empty<Bytes>>) -> Response<Incoming> {
+        let stream = TcpStream::connect(self.gateway).await.unwrap();
+        let (mut sender, connection) = http1::Builder::new()
+            .max_headers(2000)
+            .max_buf_size(2 << 20)
+            .handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        let connection = own(async move { drop(connection.with_upgrades().await) });
+        self.connections.lock().unwrap().push(connection);
+        bounded(sender.send_request(self.authorized(request)))
+            .await
+            .unwrap()
+    }
+
+    /// A request on the caller's one HTTP/2 connection.
+    pub(crate) async fn http2(&self, request: Request<Empty<Bytes>>) -> Response<Incoming> {
+        let open = self.http2.lock().unwrap().clone();
+        let mut sender = match open {
+            Some(sender) => sender,
+            None => {
+                let stream = TcpStream::connect(self.gateway).await.unwrap();
+                let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                    .initial_connection_window_size(1 << 30)
+                    .max_concurrent_reset_streams(100_000)
+                    .handshake(TokioIo::new(stream))
+                    .await
+                    .unwrap();
+                let connection = own(async move { drop(connection.await) });
+                self.connections.lock().unwrap().push(connection);
+                self.http2.lock().unwrap().get_or_insert(sender).clone()
+            }
+        };
+        let mut request = self.authorized(request);
+        request.headers_mut().remove(header::HOST);
+        *request.uri_mut() = format!("http://gateway{}", request.uri()).parse().unwrap();
+        sender.send_request(request).await.unwrap()
+    }
+
+    /// An upgraded stream.
+    pub(crate) async fn upgrade(&self, request: Request<Empty<Bytes>>) -> TokioIo<Upgraded> {
+        let response = self.http1(request).await;
+        assert_eq!(response.status(), 101);
+        TokioIo::new(hyper::upgrade::on(response).await.unwrap())
+    }
+
+    /// Drops every connection, as a caller that vanishes does.
+    pub(crate) fn forget(&self) {
+        drop(self.http2.lock().unwrap().take());
+        for connection in self.connections.lock().unwrap().drain(..) {
+            connection.abort();
+        }
+    }
+
+    fn authorized(&self, mut request: Request<Empty<Bytes>>) -> Request<Empty<Bytes>> {
+        let headers = request.headers_mut();
+        headers.insert(header::AUTHORIZATION, self.authorization.parse().unwrap());
+        headers.insert(header::HOST, "gateway".parse().unwrap());
+        request
+    }
+}
