@@ -100,12 +100,27 @@ impl Gateway {
         self.state.join("gateway.toml")
     }
 
-    /// Appends to its configuration, before it runs.
+    /// Its configuration as it stands.
+    #[track_caller]
+    pub fn configuration(&self) -> toml::Table {
+        let text = fs::read_to_string(self.config()).expect("init wrote a configuration");
+        text.parse().unwrap_or_else(|e| panic!("{}: {e}", self.config().display()))
+    }
+
+    /// Puts keys over its configuration, before it runs.
     #[track_caller]
     pub fn configure(&self, toml: &str) {
-        let config = self.config();
-        let text = fs::read_to_string(&config).expect("init wrote a configuration");
-        fs::write(config, format!("{text}\n{toml}\n")).expect("the configuration can be written");
+        let mut table = self.configuration();
+        table.extend(toml.parse::<toml::Table>().expect("the test's own TOML"));
+        fs::write(self.config(), table.to_string()).expect("the configuration can be written");
+    }
+
+    /// A metric of its admin listener, the sum of it where it has labels.
+    #[track_caller]
+    pub fn metric(&mut self, name: &str) -> f64 {
+        let address = self.addresses()["admin"].as_str().expect("the admin listener has an address").to_owned();
+        let text = Cmd::new("curl").args(["--silent", "--fail", &format!("http://{address}/metrics")]).ok();
+        sum(&text, name)
     }
 
     /// A clock of its own from its next start on, such as `+1h`.
@@ -171,6 +186,15 @@ impl Gateway {
             std::net::TcpStream::connect((self.ip.as_str(), self.port)).ok()
         });
     }
+}
+
+/// The sum of a metric in Prometheus' text format.
+pub fn sum(text: &str, name: &str) -> f64 {
+    text.lines()
+        .filter_map(|line| line.strip_prefix(name))
+        .filter(|rest| rest.starts_with([' ', '{']))
+        .filter_map(|rest| rest.split_whitespace().next_back()?.parse::<f64>().ok())
+        .sum()
 }
 
 /// A port that was free just now, for what has to be known before it listens.

@@ -17,6 +17,7 @@
 pub mod agent;
 pub mod cluster;
 pub mod command;
+pub mod front;
 pub mod gateway;
 pub mod http;
 pub mod place;

@@ -1,0 +1,1 @@
+//! Parts that die, and links that fail.
