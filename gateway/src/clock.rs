@@ -28,7 +28,9 @@ impl Clock {
     pub fn unix(&self) -> u64 {
         match self {
             #[expect(clippy::disallowed_methods, reason = "this is the clock")]
-            Self::System => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            Self::System => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
             Self::Fixed(now) => now.load(Ordering::SeqCst),
         }
     }

@@ -67,7 +67,7 @@ pub struct TokensFile {
 }
 
 /// What a gateway runs with.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// As callers and agents reach the gateway: scheme, host and port, nothing else.
     pub public_url: Url,
@@ -149,12 +149,20 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, value, reason } = self;
-        if value.is_empty() { write!(f, "{key}: {reason}") } else { write!(f, "{key} = {value:?}: {reason}") }
+        if value.is_empty() {
+            write!(f, "{key}: {reason}")
+        } else {
+            write!(f, "{key} = {value:?}: {reason}")
+        }
     }
 }
 
 fn lines(problems: &[Problem]) -> String {
-    problems.iter().map(|problem| format!("  {problem}")).collect::<Vec<_>>().join("\n")
+    problems
+        .iter()
+        .map(|problem| format!("  {problem}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 impl File {
@@ -163,7 +171,8 @@ impl File {
     /// # Errors
     /// See [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read(path.to_owned(), source))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read(path.to_owned(), source))?;
         Self::parse(path, &text)
     }
 
@@ -172,7 +181,10 @@ impl File {
     /// # Errors
     /// [`ConfigError::Form`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        toml::from_str(text).map_err(|error| ConfigError::Form { file: path.to_owned(), error: Box::new(error) })
+        toml::from_str(text).map_err(|error| ConfigError::Form {
+            file: path.to_owned(),
+            error: Box::new(error),
+        })
     }
 
     /// Checks the values; `path` is the file they came from.
@@ -181,11 +193,19 @@ impl File {
     /// [`ConfigError::Values`], with everything that is wrong.
     pub fn check(&self, path: &Path) -> Result<Config, ConfigError> {
         let mut check = Check::default();
-        let base = path.parent().unwrap_or(Path::new(""));
-        let state_dir = self.state_dir.as_ref().map_or_else(|| base.to_owned(), |dir| base.join(dir));
+        let base = path.parent().unwrap_or_else(|| Path::new(""));
+        let state_dir = self
+            .state_dir
+            .as_ref()
+            .map_or_else(|| base.to_owned(), |dir| base.join(dir));
         let public_url = check.required("public_url", self.public_url.as_deref(), public_url);
         let listen = check.or("listen", self.listen.as_deref(), "0.0.0.0:8443", address);
-        let admin_listen = check.or("admin_listen", self.admin_listen.as_deref(), "127.0.0.1:0", address);
+        let admin_listen = check.or(
+            "admin_listen",
+            self.admin_listen.as_deref(),
+            "127.0.0.1:0",
+            address,
+        );
         let tls = self.tls(&mut check, &state_dir);
         let trusted_proxies = self
             .trusted_proxies
@@ -209,9 +229,22 @@ impl File {
         });
         let day = 24 * 3600;
         let (least, most) = (Duration::from_secs(300), Duration::from_secs(366 * day));
-        let idle = check.or("tokens.idle", tokens.idle.as_deref(), "7d", |text| within(text, least, most));
-        let sign_in = check.or("tokens.sign_in", tokens.sign_in.as_deref(), "30d", |text| within(text, least, most));
-        match (public_url, listen, admin_listen, tls, drain_limit, access, idle, sign_in) {
+        let idle = check.or("tokens.idle", tokens.idle.as_deref(), "7d", |text| {
+            within(text, least, most)
+        });
+        let sign_in = check.or("tokens.sign_in", tokens.sign_in.as_deref(), "30d", |text| {
+            within(text, least, most)
+        });
+        match (
+            public_url,
+            listen,
+            admin_listen,
+            tls,
+            drain_limit,
+            access,
+            idle,
+            sign_in,
+        ) {
             (
                 Some(public_url),
                 Some(listen),
@@ -226,14 +259,24 @@ impl File {
                 listen,
                 admin_listen,
                 tls,
-                certificate_authority: self.certificate_authority.as_ref().map(|path| state_dir.join(path)),
+                certificate_authority: self
+                    .certificate_authority
+                    .as_ref()
+                    .map(|path| state_dir.join(path)),
                 state_dir,
                 trusted_proxies,
                 drain_limit,
                 limits,
-                tokens: Tokens { access, idle, sign_in },
+                tokens: Tokens {
+                    access,
+                    idle,
+                    sign_in,
+                },
             }),
-            _ => Err(ConfigError::Values { file: path.to_owned(), problems: check.problems }),
+            _ => Err(ConfigError::Values {
+                file: path.to_owned(),
+                problems: check.problems,
+            }),
         }
     }
 
@@ -243,16 +286,43 @@ impl File {
         let Some(tls) = &self.tls else {
             return check.problem("tls", "", missing);
         };
-        match (tls.mode.as_deref().unwrap_or("on"), &tls.certificate, &tls.key) {
+        match (
+            tls.mode.as_deref().unwrap_or("on"),
+            &tls.certificate,
+            &tls.key,
+        ) {
             ("off", None, None) => Some(None),
-            ("off", ..) => check.problem("tls.mode", "off", "takes neither tls.certificate nor tls.key"),
-            ("on", Some(certificate), Some(key)) => {
-                Some(Some(Tls { certificate: state_dir.join(certificate), key: state_dir.join(key) }))
-            }
+            ("off", ..) => check.problem(
+                "tls.mode",
+                "off",
+                "takes neither tls.certificate nor tls.key",
+            ),
+            ("on", Some(certificate), Some(key)) => Some(Some(Tls {
+                certificate: state_dir.join(certificate),
+                key: state_dir.join(key),
+            })),
             ("on", None, _) => check.problem("tls.certificate", "", missing),
             ("on", Some(_), None) => check.problem("tls.key", "", missing),
             (other, ..) => check.problem("tls.mode", other, "is neither \"on\" nor \"off\""),
         }
+    }
+}
+
+/// For the log: a URL in one word.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("public_url", &self.base())
+            .field("listen", &self.listen)
+            .field("admin_listen", &self.admin_listen)
+            .field("state_dir", &self.state_dir)
+            .field("tls", &self.tls)
+            .field("certificate_authority", &self.certificate_authority)
+            .field("trusted_proxies", &self.trusted_proxies)
+            .field("drain_limit", &self.drain_limit)
+            .field("limits", &self.limits)
+            .field("tokens", &self.tokens)
+            .finish()
     }
 }
 
@@ -279,8 +349,17 @@ struct Check {
 }
 
 impl Check {
-    fn problem<T>(&mut self, key: &'static str, value: &str, reason: impl fmt::Display) -> Option<T> {
-        self.problems.push(Problem { key, value: value.to_owned(), reason: reason.to_string() });
+    fn problem<T>(
+        &mut self,
+        key: &'static str,
+        value: &str,
+        reason: impl fmt::Display,
+    ) -> Option<T> {
+        self.problems.push(Problem {
+            key,
+            value: value.to_owned(),
+            reason: reason.to_string(),
+        });
         None
     }
 
@@ -300,7 +379,9 @@ impl Check {
         value: Option<&str>,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let Some(value) = value else { return self.problem(key, "", "is missing") };
+        let Some(value) = value else {
+            return self.problem(key, "", "is missing");
+        };
         parse(value).map_or_else(|reason| self.problem(key, value, reason), Some)
     }
 }
@@ -324,7 +405,8 @@ pub fn public_url(text: &str) -> Result<Url, String> {
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "is not ADDRESS:PORT, such as 0.0.0.0:8443 or [::]:8443".to_owned())
+    text.parse()
+        .map_err(|_| "is not ADDRESS:PORT, such as 0.0.0.0:8443 or [::]:8443".to_owned())
 }
 
 fn network(text: &str) -> Result<IpNet, String> {
@@ -336,7 +418,9 @@ fn network(text: &str) -> Result<IpNet, String> {
 /// A number with a unit: `90s`, `10m`, `12h`, `7d`.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "is not a number with a unit: 90s, 10m, 12h, 7d".to_owned();
-    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let (number, unit) = text
+        .split_at_checked(text.len().saturating_sub(1))
+        .ok_or_else(wrong)?;
     let unit: u32 = match unit {
         "s" => 1,
         "m" => 60,
@@ -353,7 +437,11 @@ fn within(text: &str, least: Duration, most: Duration) -> Result<Duration, Strin
     if (least..=most).contains(&found) {
         Ok(found)
     } else {
-        Err(format!("is not between {} and {} seconds", least.as_secs(), most.as_secs()))
+        Err(format!(
+            "is not between {} and {} seconds",
+            least.as_secs(),
+            most.as_secs()
+        ))
     }
 }
 
@@ -402,12 +490,24 @@ mod tests {
         )
         .unwrap();
         let tls = config.tls.as_ref().unwrap();
-        assert_eq!(tls.certificate, Path::new("/var/lib/towline/tls/server.crt"));
+        assert_eq!(
+            tls.certificate,
+            Path::new("/var/lib/towline/tls/server.crt")
+        );
         assert_eq!(tls.key, Path::new("/run/secrets/tls.key"));
-        assert_eq!(config.certificate_authority.as_deref(), Some(Path::new("/var/lib/towline/tls/ca.crt")));
+        assert_eq!(
+            config.certificate_authority.as_deref(),
+            Some(Path::new("/var/lib/towline/tls/ca.crt"))
+        );
         assert_eq!(config.database(), Path::new("/var/lib/towline/towline.db"));
         assert!(config.trusted_proxies[0].contains(&"10.1.2.3".parse::<IpAddr>().unwrap()));
-        assert_eq!((config.limits.streams_per_principal, config.limits.streams_per_project), (10, 500));
+        assert_eq!(
+            (
+                config.limits.streams_per_principal,
+                config.limits.streams_per_project
+            ),
+            (10, 500)
+        );
         assert_eq!(config.drain_limit.as_secs(), 120);
         assert_eq!(
             config.tokens,
@@ -421,7 +521,9 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_named_with_its_line() {
-        let error = check(&format!("{LEAST}listn = \"x\"\n")).unwrap_err().to_string();
+        let error = check(&format!("{LEAST}listn = \"x\"\n"))
+            .unwrap_err()
+            .to_string();
         assert_eq!(
             error,
             "the configuration /etc/towline/gateway.toml can't be used\n\
@@ -467,23 +569,42 @@ mod tests {
     #[test]
     fn what_is_missing_is_told() {
         let error = check("").unwrap_err().to_string();
-        assert!(error.contains("\n  public_url: is missing\n  tls: set tls.certificate and tls.key"), "{error}");
+        assert!(
+            error.contains("\n  public_url: is missing\n  tls: set tls.certificate and tls.key"),
+            "{error}"
+        );
         for (tls, key) in [
             ("tls.certificate = \"x\"", "tls.key: "),
             ("tls.key = \"x\"", "tls.certificate: "),
-            ("tls.mode = \"off\"\ntls.key = \"x\"", "tls.mode = \"off\": takes neither"),
+            (
+                "tls.mode = \"off\"\ntls.key = \"x\"",
+                "tls.mode = \"off\": takes neither",
+            ),
         ] {
-            let error = check(&format!("public_url = \"https://gw.example\"\n{tls}")).unwrap_err().to_string();
+            let error = check(&format!("public_url = \"https://gw.example\"\n{tls}"))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(key), "{error}");
         }
     }
 
     #[test]
     fn a_public_url_is_scheme_host_and_port() {
-        for bad in ["gw.example", "https://u@gw.example", "https://gw.example/x", "https://gw.example?x", "https://"] {
+        for bad in [
+            "gw.example",
+            "https://u@gw.example",
+            "https://gw.example/x",
+            "https://gw.example?x",
+            "https://",
+        ] {
             assert!(public_url(bad).is_err(), "{bad}");
         }
-        for good in ["https://gw.example", "https://gw.example/", "https://10.0.0.1:8443", "https://[::1]:8443"] {
+        for good in [
+            "https://gw.example",
+            "https://gw.example/",
+            "https://10.0.0.1:8443",
+            "https://[::1]:8443",
+        ] {
             assert!(public_url(good).is_ok(), "{good}");
         }
     }
@@ -493,6 +614,9 @@ mod tests {
         for bad in ["", "s", "1", "1ü", "ü", "-1s", "1.5h", "99999999999s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
-        assert_eq!(duration("4294967295d").unwrap().as_secs(), 4_294_967_295 * 24 * 3600);
+        assert_eq!(
+            duration("4294967295d").unwrap().as_secs(),
+            4_294_967_295 * 24 * 3600
+        );
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -22,11 +22,7 @@ use crate::{
     keys::{Keys, KeysError},
     login::{CODE_SECONDS, one_time_code},
     private,
-    store::{
-        Store, StoreError, User,
-        projects::ProjectError,
-        users::UserError,
-    },
+    store::{Store, StoreError, User, projects::ProjectError, users::UserError},
 };
 
 /// What to make.
@@ -123,7 +119,8 @@ pub async fn init(wanted: &Wanted, clock: &Clock) -> Result<Made, InitError> {
     let config = file.check(&path)?;
     let now = clock.unix();
 
-    private::make_dir(&wanted.state_dir).map_err(|source| InitError::Write(wanted.state_dir.clone(), source))?;
+    private::make_dir(&wanted.state_dir)
+        .map_err(|source| InitError::Write(wanted.state_dir.clone(), source))?;
     let keys = Keys::create(&config.keys(), clock.clone())?;
     if wanted.tls.is_none() {
         authority::create(&config.state_dir.join(TLS), &hosts, now)?;
@@ -133,7 +130,8 @@ pub async fn init(wanted: &Wanted, clock: &Clock) -> Result<Made, InitError> {
     store.close().await;
     let code = made?;
     let text = render(&file);
-    private::write(&path, text.as_bytes()).map_err(|source| InitError::Write(path.clone(), source))?;
+    private::write(&path, text.as_bytes())
+        .map_err(|source| InitError::Write(path.clone(), source))?;
     told(true, path, &config, &keys, &wanted.admin, Some(code))
 }
 
@@ -144,14 +142,23 @@ async fn again(wanted: &Wanted, path: &Path, clock: &Clock) -> Result<Made, Init
     let code = if wanted.new_bootstrap_code {
         let store = Store::open(&config.database()).await?;
         let code = one_time_code()?;
-        let reset = store.reset_password(&wanted.admin, &code, clock.unix() + CODE_SECONDS).await;
+        let reset = store
+            .reset_password(&wanted.admin, &code, clock.unix() + CODE_SECONDS)
+            .await;
         store.close().await;
         reset?;
         Some(code.into())
     } else {
         None
     };
-    told(code.is_some(), path.to_owned(), &config, &keys, &wanted.admin, code)
+    told(
+        code.is_some(),
+        path.to_owned(),
+        &config,
+        &keys,
+        &wanted.admin,
+        code,
+    )
 }
 
 fn told(
@@ -167,7 +174,10 @@ fn told(
         changed,
         config: path,
         public_url: config.public_url.clone(),
-        fingerprint: authority.as_deref().map(authority::fingerprint).transpose()?,
+        fingerprint: authority
+            .as_deref()
+            .map(authority::fingerprint)
+            .transpose()?,
         certificate_authority: authority,
         root_key: keys.root().to_string(),
         admin: admin.to_owned(),
@@ -179,18 +189,29 @@ fn told(
 fn plan(wanted: &Wanted, path: &Path) -> Result<(File, Vec<String>), ConfigError> {
     let refuse = |key, value: &str, reason: String| ConfigError::Values {
         file: path.to_owned(),
-        problems: vec![Problem { key, value: value.to_owned(), reason }],
+        problems: vec![Problem {
+            key,
+            value: value.to_owned(),
+            reason,
+        }],
     };
     let listen = wanted.listen.clone().unwrap_or_else(|| LISTEN.to_owned());
     let public_url = match (&wanted.public_url, wanted.hosts.first()) {
         (Some(url), _) => url.clone(),
         (None, Some(host)) => {
-            let port = listen.parse::<SocketAddr>().map_or(0, |address| address.port());
+            let port = listen
+                .parse::<SocketAddr>()
+                .map_or(0, |address| address.port());
             if port == 0 {
-                let reason = "with a listener whose port isn't known yet, give --public-url".to_owned();
+                let reason =
+                    "with a listener whose port isn't known yet, give --public-url".to_owned();
                 return Err(refuse("listen", &listen, reason));
             }
-            let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+            let host = if host.contains(':') {
+                format!("[{host}]")
+            } else {
+                host.clone()
+            };
             format!("https://{host}:{port}")
         }
         (None, None) => {
@@ -198,12 +219,30 @@ fn plan(wanted: &Wanted, path: &Path) -> Result<(File, Vec<String>), ConfigError
             return Err(refuse("public_url", "", reason.to_owned()));
         }
     };
-    check_subject(&wanted.admin).map_err(|error| refuse("--admin", &wanted.admin, error.to_string()))?;
+    check_subject(&wanted.admin)
+        .map_err(|error| refuse("--admin", &wanted.admin, error.to_string()))?;
     if let Some(project) = &wanted.project {
-        project.parse::<Project>().map_err(|error| refuse("--project", project, error.to_string()))?;
+        project
+            .parse::<Project>()
+            .map_err(|error| refuse("--project", project, error.to_string()))?;
+    }
+    for host in &wanted.hosts {
+        let address = host.parse::<IpAddr>().is_ok();
+        let name = host.is_ascii() && matches!(url::Host::parse(host), Ok(url::Host::Domain(_)));
+        if !address && !name {
+            return Err(refuse(
+                "--host",
+                host,
+                "is neither a DNS name nor an address".to_owned(),
+            ));
+        }
     }
     let mut hosts = wanted.hosts.clone();
-    if let Some(host) = config::public_url(&public_url).ok().as_ref().and_then(Url::host) {
+    if let Some(host) = config::public_url(&public_url)
+        .ok()
+        .as_ref()
+        .and_then(Url::host)
+    {
         let host = match host {
             url::Host::Domain(name) => name.to_owned(),
             url::Host::Ipv4(address) => address.to_string(),
@@ -218,7 +257,12 @@ fn plan(wanted: &Wanted, path: &Path) -> Result<(File, Vec<String>), ConfigError
         // Without the slash that nobody types.
         public_url: Some(public_url.trim_end_matches('/').to_owned()),
         listen: Some(listen),
-        admin_listen: Some(wanted.admin_listen.clone().unwrap_or_else(|| ADMIN_LISTEN.to_owned())),
+        admin_listen: Some(
+            wanted
+                .admin_listen
+                .clone()
+                .unwrap_or_else(|| ADMIN_LISTEN.to_owned()),
+        ),
         tls: Some(wanted.tls.clone().unwrap_or_else(|| TlsFile {
             mode: None,
             certificate: Some(own.join(authority::SERVER)),
@@ -237,15 +281,26 @@ fn plan(wanted: &Wanted, path: &Path) -> Result<(File, Vec<String>), ConfigError
 async fn populate(store: &Store, wanted: &Wanted, now: u64) -> Result<SecretString, InitError> {
     let code = one_time_code()?;
     let expires = now + CODE_SECONDS;
-    let admin = User { name: wanted.admin.clone(), groups: Vec::new(), disabled: false, operator: true, created: now };
+    let admin = User {
+        name: wanted.admin.clone(),
+        groups: Vec::new(),
+        disabled: false,
+        operator: true,
+        created: now,
+    };
     match store.create_user(&admin, &code, expires).await {
         // A run that died half-way made the user, and its code was never shown.
         Err(UserError::Exists(name)) => store.reset_password(&name, &code, expires).await?,
         other => other?,
     }
     if let Some(project) = &wanted.project {
-        let project: Project = project.parse().map_err(|_| InitError::NotThere(wanted.state_dir.clone()))?;
-        match store.create_project(&project, &Principal::User(wanted.admin.clone()), now).await {
+        let project: Project = project
+            .parse()
+            .map_err(|_| InitError::NotThere(wanted.state_dir.clone()))?;
+        match store
+            .create_project(&project, &Principal::User(wanted.admin.clone()), now)
+            .await
+        {
             Err(ProjectError::Exists(_)) => {}
             other => other?,
         }
@@ -274,7 +329,10 @@ fn render(file: &File) -> String {
         line("tls.certificate", tls.certificate.as_deref().map(path));
         line("tls.key", tls.key.as_deref().map(path));
     }
-    line("certificate_authority", file.certificate_authority.as_deref().map(path));
+    line(
+        "certificate_authority",
+        file.certificate_authority.as_deref().map(path),
+    );
     toml
 }
 
@@ -305,8 +363,14 @@ impl fmt::Display for Made {
         }
         writeln!(f, "\n  address         {url}\n  configuration   {config}")?;
         let mut trust = String::new();
-        if let (Some(authority), Some(fingerprint)) = (&self.certificate_authority, &self.fingerprint) {
-            writeln!(f, "  authority       {}\n    SHA-256       {fingerprint}", authority.display())?;
+        if let (Some(authority), Some(fingerprint)) =
+            (&self.certificate_authority, &self.fingerprint)
+        {
+            writeln!(
+                f,
+                "  authority       {}\n    SHA-256       {fingerprint}",
+                authority.display()
+            )?;
             trust = format!(" --certificate-authority {}", authority.display());
         }
         writeln!(f, "  root key        {}", self.root_key)?;
@@ -323,7 +387,10 @@ impl fmt::Display for Made {
             None => writeln!(
                 f,
                 "\nA new one-time code for {admin:?}: towline-gateway init --state-dir {} --new-bootstrap-code --admin {admin}",
-                self.config.parent().unwrap_or(Path::new(".")).display(),
+                self.config
+                    .parent()
+                    .unwrap_or_else(|| Path::new("."))
+                    .display(),
             ),
         }
     }
@@ -361,15 +428,30 @@ mod tests {
         let made = init(&wanted(&state), &clock).await.unwrap();
         assert!(made.changed);
         assert_eq!(made.public_url.as_str(), "https://10.0.0.1:7443/");
-        let config = File::read(&made.config).unwrap().check(&made.config).unwrap();
+        let config = File::read(&made.config)
+            .unwrap()
+            .check(&made.config)
+            .unwrap();
         let tls = config.tls.as_ref().unwrap();
         crate::tls::Certificate::load(&tls.certificate, &tls.key).unwrap();
         let store = Store::open(&config.database()).await.unwrap();
         assert!(store.user("admin").await.unwrap().unwrap().operator);
-        assert!(store.policy(&"demo".parse().unwrap()).await.unwrap().is_some());
+        assert!(
+            store
+                .policy(&"demo".parse().unwrap())
+                .await
+                .unwrap()
+                .is_some()
+        );
         let code = made.one_time_code.as_ref().unwrap().expose_secret();
         assert!(store.redeem_code("admin", code, "hash", NOW).await.unwrap());
-        assert_eq!(Keys::open(&config.keys(), clock).unwrap().root().to_string(), made.root_key);
+        assert_eq!(
+            Keys::open(&config.keys(), clock)
+                .unwrap()
+                .root()
+                .to_string(),
+            made.root_key
+        );
         assert!(!format!("{made:?}").contains(code), "secrets don't print");
         assert_eq!(made.to_json()["publicUrl"], "https://10.0.0.1:7443");
     }
@@ -379,12 +461,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::fixed(NOW).0;
         let first = init(&wanted(dir.path()), &clock).await.unwrap();
-        let other = Wanted { admin: "other".to_owned(), project: Some("x".into()), ..wanted(dir.path()) };
+        let other = Wanted {
+            admin: "other".to_owned(),
+            project: Some("x".into()),
+            ..wanted(dir.path())
+        };
         let second = init(&other, &clock).await.unwrap();
         assert!(!second.changed);
         assert!(second.one_time_code.is_none());
         assert_eq!(second.root_key, first.root_key);
-        assert!(second.to_string().contains("nothing was changed"), "{second}");
+        assert!(
+            second.to_string().contains("nothing was changed"),
+            "{second}"
+        );
         let store = Store::open(&dir.path().join("towline.db")).await.unwrap();
         assert_eq!(store.users().await.unwrap().len(), 1);
         assert_eq!(store.projects().await.unwrap().len(), 1);
@@ -400,21 +489,49 @@ mod tests {
         assert_eq!(second.root_key, first.root_key);
         assert_eq!(second.fingerprint, first.fingerprint);
         let store = Store::open(&dir.path().join("towline.db")).await.unwrap();
-        let redeem = |made: &Made| made.one_time_code.as_ref().unwrap().expose_secret().to_owned();
-        assert!(!store.redeem_code("admin", &redeem(&first), "hash", NOW).await.unwrap());
-        assert!(store.redeem_code("admin", &redeem(&second), "hash", NOW).await.unwrap());
+        let redeem = |made: &Made| {
+            made.one_time_code
+                .as_ref()
+                .unwrap()
+                .expose_secret()
+                .to_owned()
+        };
+        assert!(
+            !store
+                .redeem_code("admin", &redeem(&first), "hash", NOW)
+                .await
+                .unwrap()
+        );
+        assert!(
+            store
+                .redeem_code("admin", &redeem(&second), "hash", NOW)
+                .await
+                .unwrap()
+        );
     }
 
     #[tokio::test]
     async fn a_new_code_is_for_a_user_that_exists() {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::fixed(NOW).0;
-        let again = Wanted { new_bootstrap_code: true, ..wanted(dir.path()) };
-        assert!(matches!(init(&again, &clock).await, Err(InitError::NotThere(_))));
+        let again = Wanted {
+            new_bootstrap_code: true,
+            ..wanted(dir.path())
+        };
+        assert!(matches!(
+            init(&again, &clock).await,
+            Err(InitError::NotThere(_))
+        ));
         init(&wanted(dir.path()), &clock).await.unwrap();
         assert!(init(&again, &clock).await.unwrap().one_time_code.is_some());
-        let nobody = Wanted { admin: "nobody".into(), ..again };
-        assert!(matches!(init(&nobody, &clock).await, Err(InitError::User(UserError::Unknown(_)))));
+        let nobody = Wanted {
+            admin: "nobody".into(),
+            ..again
+        };
+        assert!(matches!(
+            init(&nobody, &clock).await,
+            Err(InitError::User(UserError::Unknown(_)))
+        ));
     }
 
     #[tokio::test]
@@ -423,11 +540,34 @@ mod tests {
         let state = dir.path().join("state");
         let clock = Clock::fixed(NOW).0;
         for bad in [
-            Wanted { hosts: vec![], ..wanted(&state) },
-            Wanted { public_url: Some("http://x".into()), ..wanted(&state) },
-            Wanted { listen: Some("0.0.0.0:0".into()), ..wanted(&state) },
-            Wanted { project: Some("No_Label".into()), ..wanted(&state) },
-            Wanted { admin: "system:admin".into(), ..wanted(&state) },
+            Wanted {
+                hosts: vec![],
+                ..wanted(&state)
+            },
+            Wanted {
+                public_url: Some("http://x".into()),
+                ..wanted(&state)
+            },
+            Wanted {
+                hosts: vec!["no name".into()],
+                ..wanted(&state)
+            },
+            Wanted {
+                hosts: vec!["gw.example:443".into()],
+                ..wanted(&state)
+            },
+            Wanted {
+                listen: Some("0.0.0.0:0".into()),
+                ..wanted(&state)
+            },
+            Wanted {
+                project: Some("No_Label".into()),
+                ..wanted(&state)
+            },
+            Wanted {
+                admin: "system:admin".into(),
+                ..wanted(&state)
+            },
         ] {
             let error = init(&bad, &clock).await.unwrap_err();
             assert!(matches!(error, InitError::Config(_)), "{error}");
@@ -439,10 +579,28 @@ mod tests {
     async fn a_certificate_that_is_there_is_used() {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::fixed(NOW).0;
-        let tls = TlsFile { mode: Some("off".into()), ..TlsFile::default() };
-        let made = init(&Wanted { tls: Some(tls), ..wanted(dir.path()) }, &clock).await.unwrap();
+        let tls = TlsFile {
+            mode: Some("off".into()),
+            ..TlsFile::default()
+        };
+        let made = init(
+            &Wanted {
+                tls: Some(tls),
+                ..wanted(dir.path())
+            },
+            &clock,
+        )
+        .await
+        .unwrap();
         assert_eq!((made.certificate_authority, made.fingerprint), (None, None));
         assert!(!dir.path().join("tls").exists());
-        assert!(File::read(&made.config).unwrap().check(&made.config).unwrap().tls.is_none());
+        assert!(
+            File::read(&made.config)
+                .unwrap()
+                .check(&made.config)
+                .unwrap()
+                .tls
+                .is_none()
+        );
     }
 }

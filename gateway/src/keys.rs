@@ -142,19 +142,34 @@ impl Keys {
     pub fn open(dir: &Path, clock: Clock) -> Result<Self, KeysError> {
         let public = dir.join(ROOT_PUBLIC);
         let root: PublicKey = match fs::read_to_string(&public) {
-            Ok(text) => text.parse().map_err(|_| KeysError::Form { path: public, what: "an Ed25519 public key" })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(KeysError::NoRoot(dir.to_owned())),
+            Ok(text) => text.parse().map_err(|_| KeysError::Form {
+                path: public,
+                what: "an Ed25519 public key",
+            })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(KeysError::NoRoot(dir.to_owned()));
+            }
             Err(source) => return Err(file("read", &public, source)),
         };
         let now = clock.unix();
         let issuing = open_issuing(dir, root, now)?;
         let mut tokens = read_tokens(dir)?;
         tokens.retain(|_, key| key.until > now);
-        let signing = match read_certified(&dir.join(SIGNING), issuing.pair.public(), Use::Signing, now)? {
-            Ok(signing) if now < half_life(signing.expires, SIGNING_SECONDS) => signing,
-            _ => make_signing(dir, &issuing, &mut tokens, now)?,
-        };
-        Ok(Self { dir: dir.to_owned(), clock, root, state: RwLock::new(State { issuing, signing, tokens }) })
+        let signing =
+            match read_certified(&dir.join(SIGNING), issuing.pair.public(), Use::Signing, now)? {
+                Ok(signing) if now < half_life(signing.expires, SIGNING_SECONDS) => signing,
+                _ => make_signing(dir, &issuing, &mut tokens, now)?,
+            };
+        Ok(Self {
+            dir: dir.to_owned(),
+            clock,
+            root,
+            state: RwLock::new(State {
+                issuing,
+                signing,
+                tokens,
+            }),
+        })
     }
 
     /// The root's public key, which agents pin.
@@ -170,26 +185,41 @@ impl Keys {
     /// Certificates from the root to [`Keys::signing`].
     pub fn chain(&self) -> Chain {
         let state = self.read();
-        Chain::new(state.issuing.certificate.clone(), state.signing.certificate.clone())
+        Chain::new(
+            state.issuing.certificate.clone(),
+            state.signing.certificate.clone(),
+        )
     }
 
     /// The signing key and the certificates that lead to it, of one moment.
     pub fn signing_with_chain(&self) -> (Arc<KeyPair>, Chain) {
         let state = self.read();
-        let chain = Chain::new(state.issuing.certificate.clone(), state.signing.certificate.clone());
+        let chain = Chain::new(
+            state.issuing.certificate.clone(),
+            state.signing.certificate.clone(),
+        );
         (Arc::clone(&state.signing.pair), chain)
     }
 
     /// A public key that may have signed access tokens which are still good.
     pub fn token_key(&self, id: &str) -> Option<PublicKey> {
         let now = self.clock.unix();
-        self.read().tokens.get(id).filter(|key| key.until > now).map(|key| key.key)
+        self.read()
+            .tokens
+            .get(id)
+            .filter(|key| key.until > now)
+            .map(|key| key.key)
     }
 
     /// All of them, for other programs to verify tokens with.
     pub fn token_keys(&self) -> Vec<PublicKey> {
         let now = self.clock.unix();
-        self.read().tokens.values().filter(|key| key.until > now).map(|key| key.key).collect()
+        self.read()
+            .tokens
+            .values()
+            .filter(|key| key.until > now)
+            .map(|key| key.key)
+            .collect()
     }
 
     /// Renews what is past half its life. `true` when something was.
@@ -200,7 +230,11 @@ impl Keys {
         let now = self.clock.unix();
         let (mut issuing, signing, mut tokens) = {
             let state = self.read();
-            (state.issuing.clone(), state.signing.clone(), state.tokens.clone())
+            (
+                state.issuing.clone(),
+                state.signing.clone(),
+                state.tokens.clone(),
+            )
         };
         let mut due = now >= half_life(signing.expires, SIGNING_SECONDS);
         if now >= half_life(issuing.expires, ISSUING_SECONDS) {
@@ -224,7 +258,11 @@ impl Keys {
         tokens.retain(|_, key| key.until > now);
         let signing = make_signing(&self.dir, &issuing, &mut tokens, now)?;
         tracing::info!(key = signing.pair.public().id(), "a new signing key");
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State { issuing, signing, tokens };
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State {
+            issuing,
+            signing,
+            tokens,
+        };
         Ok(true)
     }
 
@@ -233,7 +271,10 @@ impl Keys {
         loop {
             tokio::time::sleep(LOOK).await;
             if let Err(error) = self.renew_due() {
-                tracing::error!(error = &error as &dyn std::error::Error, "keys can't be renewed; the old ones go on");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "keys can't be renewed; the old ones go on"
+                );
             }
         }
     }
@@ -250,7 +291,10 @@ fn open_issuing(dir: &Path, root: PublicKey, now: u64) -> Result<Certified, Keys
         Ok(issuing) if now < half_life(issuing.expires, ISSUING_SECONDS) => Ok(issuing),
         found => match (make_issuing(dir, root, now)?, found) {
             (Some(issuing), _) | (None, Ok(issuing)) => Ok(issuing),
-            (None, Err(source)) => Err(KeysError::OfflineRoot { root: dir.join(ROOT), source }),
+            (None, Err(source)) => Err(KeysError::OfflineRoot {
+                root: dir.join(ROOT),
+                source,
+            }),
         },
     }
 }
@@ -258,7 +302,9 @@ fn open_issuing(dir: &Path, root: PublicKey, now: u64) -> Result<Certified, Keys
 /// A new issuing key, if the root is here to certify it.
 fn make_issuing(dir: &Path, root: PublicKey, now: u64) -> Result<Option<Certified>, KeysError> {
     let path = dir.join(ROOT);
-    let Some(private) = read_root(&path)? else { return Ok(None) };
+    let Some(private) = read_root(&path)? else {
+        return Ok(None);
+    };
     if private.public() != root {
         return Err(KeysError::OtherRoot(path));
     }
@@ -274,8 +320,17 @@ fn make_signing(
 ) -> Result<Certified, KeysError> {
     let pair = KeyPair::generate()?;
     let key = pair.public();
-    tokens.insert(key.id(), TokenKey { key, until: now + SIGNING_SECONDS + TOKEN_KEY_SECONDS });
-    write(&dir.join(TOKENS), &serde_json::to_string_pretty(tokens).unwrap_or_default())?;
+    tokens.insert(
+        key.id(),
+        TokenKey {
+            key,
+            until: now + SIGNING_SECONDS + TOKEN_KEY_SECONDS,
+        },
+    );
+    write(
+        &dir.join(TOKENS),
+        &serde_json::to_string_pretty(tokens).unwrap_or_default(),
+    )?;
     store(&dir.join(SIGNING), pair, &issuing.pair, Use::Signing, now)
 }
 
@@ -283,14 +338,24 @@ fn make(path: &Path, parent: &KeyPair, r#use: Use, now: u64) -> Result<Certified
     store(path, KeyPair::generate()?, parent, r#use, now)
 }
 
-fn store(path: &Path, pair: KeyPair, parent: &KeyPair, r#use: Use, now: u64) -> Result<Certified, KeysError> {
+fn store(
+    path: &Path,
+    pair: KeyPair,
+    parent: &KeyPair,
+    r#use: Use,
+    now: u64,
+) -> Result<Certified, KeysError> {
     let certificate = certify(parent, pair.public(), r#use, now);
     let seconds = match r#use {
         Use::Issuing => ISSUING_SECONDS,
         Use::Signing => SIGNING_SECONDS,
     };
     write(path, &format!("{}{CERTIFICATE}{certificate}\n", pem(&pair)))?;
-    Ok(Certified { pair: Arc::new(pair), certificate, expires: now + seconds })
+    Ok(Certified {
+        pair: Arc::new(pair),
+        certificate,
+        expires: now + seconds,
+    })
 }
 
 /// A key whose certificate holds; else why it doesn't (`None`: there is no such file).
@@ -309,12 +374,24 @@ fn read_certified(
     let certificate = text
         .lines()
         .find_map(|line| line.strip_prefix(CERTIFICATE))
-        .ok_or_else(|| KeysError::Form { path: path.to_owned(), what: "a private key with a certificate" })?
+        .ok_or_else(|| KeysError::Form {
+            path: path.to_owned(),
+            what: "a private key with a certificate",
+        })?
         .trim()
         .to_owned();
     Ok(match certified(parent, &certificate, r#use, now) {
-        Ok((key, expires)) if key == pair.public() => Ok(Certified { pair: Arc::new(pair), certificate, expires }),
-        Ok(_) => return Err(KeysError::Form { path: path.to_owned(), what: "a private key with its own certificate" }),
+        Ok((key, expires)) if key == pair.public() => Ok(Certified {
+            pair: Arc::new(pair),
+            certificate,
+            expires,
+        }),
+        Ok(_) => {
+            return Err(KeysError::Form {
+                path: path.to_owned(),
+                what: "a private key with its own certificate",
+            });
+        }
         Err(error) => Err(Some(error)),
     })
 }
@@ -330,8 +407,10 @@ fn read_root(path: &Path) -> Result<Option<KeyPair>, KeysError> {
 fn read_tokens(dir: &Path) -> Result<BTreeMap<String, TokenKey>, KeysError> {
     let path = dir.join(TOKENS);
     match fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|_| KeysError::Form { path, what: "a list of token keys; remove it, and callers sign in again" }),
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|_| KeysError::Form {
+            path,
+            what: "a list of token keys; remove it, and callers sign in again",
+        }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
         Err(source) => Err(file("read", &path, source)),
     }
@@ -341,12 +420,18 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<KeyPair, KeysError> {
     PrivatePkcs8KeyDer::from_pem_slice(bytes)
         .ok()
         .and_then(|der| KeyPair::from_pkcs8(der.secret_pkcs8_der()).ok())
-        .ok_or_else(|| KeysError::Form { path: path.to_owned(), what: "an Ed25519 private key (PKCS #8 PEM)" })
+        .ok_or_else(|| KeysError::Form {
+            path: path.to_owned(),
+            what: "an Ed25519 private key (PKCS #8 PEM)",
+        })
 }
 
 fn pem(pair: &KeyPair) -> String {
     // An Ed25519 key is one line of base64.
-    format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", BASE64.encode(pair.to_pkcs8()))
+    format!(
+        "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
+        BASE64.encode(pair.to_pkcs8())
+    )
 }
 
 fn write(path: &Path, text: &str) -> Result<(), KeysError> {
@@ -354,7 +439,11 @@ fn write(path: &Path, text: &str) -> Result<(), KeysError> {
 }
 
 fn file(what: &'static str, path: &Path, source: io::Error) -> KeysError {
-    KeysError::File { what, path: path.to_owned(), source }
+    KeysError::File {
+        what,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 const fn half_life(expires: u64, seconds: u64) -> u64 {

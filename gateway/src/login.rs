@@ -27,12 +27,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt as _, Full};
 use serde::{Deserialize, Serialize};
-use towline_proto::{
-    endpoint,
-    handshake::NoRandomness,
-    jws::Kind,
-    names::Membership,
-};
+use towline_proto::{endpoint, handshake::NoRandomness, jws::Kind, names::Membership};
 
 use crate::{agents::OWN_ANSWER, app::Gateway, config::Config, request::Body};
 
@@ -133,17 +128,21 @@ pub fn one_time_code() -> Result<String, NoRandomness> {
     const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
     let mut bytes = [0; 25];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| NoRandomness)?;
-    let letters = bytes.iter().filter_map(|byte| ALPHABET.get(usize::from(byte % 32)).copied());
+    let letters = bytes
+        .iter()
+        .filter_map(|byte| ALPHABET.get(usize::from(byte % 32)).copied());
     Ok(grouped(letters.map(char::from)))
 }
 
 /// As it was printed, whatever way it was typed.
 fn typed_code(text: &str) -> String {
-    grouped(text.chars().filter(char::is_ascii_alphanumeric).map(|c| match c.to_ascii_uppercase() {
-        'O' => '0',
-        'I' | 'L' => '1',
-        other => other,
-    }))
+    grouped(text.chars().filter(char::is_ascii_alphanumeric).map(
+        |c| match c.to_ascii_uppercase() {
+            'O' => '0',
+            'I' | 'L' => '1',
+            other => other,
+        },
+    ))
 }
 
 fn grouped(letters: impl Iterator<Item = char>) -> String {
@@ -170,19 +169,34 @@ pub fn verify_access_token(gateway: &Gateway, token: &str) -> Result<AccessToken
     let claimed = jsonwebtoken::dangerous::insecure_decode::<serde_json::Value>(token)
         .map_err(|_| TokenError::Malformed)?
         .claims;
-    let claimed = claimed.get("iss").and_then(serde_json::Value::as_str).ok_or(TokenError::Malformed)?;
+    let claimed = claimed
+        .get("iss")
+        .and_then(serde_json::Value::as_str)
+        .ok_or(TokenError::Malformed)?;
     if claimed != issuer(&gateway.config) {
         return Err(TokenError::Issuer(claimed.chars().take(200).collect()));
     }
-    let key = header.kid.and_then(|kid| gateway.keys.token_key(&kid)).ok_or(TokenError::Signature)?;
-    let claims: Claims = key.verify(Kind::AccessToken, token).map_err(|_| TokenError::Signature)?;
+    let key = header
+        .kid
+        .and_then(|kid| gateway.keys.token_key(&kid))
+        .ok_or(TokenError::Signature)?;
+    let claims: Claims = key
+        .verify(Kind::AccessToken, token)
+        .map_err(|_| TokenError::Signature)?;
     let now = gateway.clock.unix();
     if now >= claims.exp {
-        return Err(TokenError::Expired { expired: claims.exp, now });
+        return Err(TokenError::Expired {
+            expired: claims.exp,
+            now,
+        });
     }
-    let audience =
-        audience(&gateway.config, &claims.aud).ok_or_else(|| TokenError::Audience(claims.aud.chars().take(300).collect()))?;
-    Ok(AccessToken { user: claims.sub, audience, expires: claims.exp })
+    let audience = audience(&gateway.config, &claims.aud)
+        .ok_or_else(|| TokenError::Audience(claims.aud.chars().take(300).collect()))?;
+    Ok(AccessToken {
+        user: claims.sub,
+        audience,
+        expires: claims.exp,
+    })
 }
 
 /// What an audience, or the `resource` of a token request (RFC 8707), names.
@@ -193,7 +207,9 @@ fn audience(config: &Config, resource: &str) -> Option<Audience> {
     }
     match endpoint::split(rest) {
         // Exactly the membership's URL: one name for one thing.
-        Some((membership, _)) if endpoint::path(&membership) == rest => Some(Audience::Membership(membership)),
+        Some((membership, _)) if endpoint::path(&membership) == rest => {
+            Some(Audience::Membership(membership))
+        }
         _ => None,
     }
 }
@@ -204,9 +220,15 @@ where
     B: HttpBody<Data = Bytes> + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let path = request.uri().path().strip_prefix("/oauth2/").unwrap_or_default();
+    let path = request
+        .uri()
+        .path()
+        .strip_prefix("/oauth2/")
+        .unwrap_or_default();
     let mut response = match (path, request.method()) {
-        (".well-known/openid-configuration", &Method::GET) => json(StatusCode::OK, &discovery(&gateway.config)),
+        (".well-known/openid-configuration", &Method::GET) => {
+            json(StatusCode::OK, &discovery(&gateway.config))
+        }
         ("jwks", &Method::GET) => json(StatusCode::OK, &jwks(gateway)),
         ("authorize", &Method::GET) => authorize::show(request.uri()),
         ("authorize", &Method::POST) => match Form::read(request).await {
@@ -224,12 +246,16 @@ where
         (".well-known/openid-configuration" | "jwks", _) => method_not_allowed("GET"),
         ("authorize", _) => method_not_allowed("GET, POST"),
         ("token" | "revoke", _) => method_not_allowed("POST"),
-        _ => Refusal::new(StatusCode::NOT_FOUND, "not_found", "there is no such page").into_response(),
+        _ => Refusal::new(StatusCode::NOT_FOUND, "not_found", "there is no such page")
+            .into_response(),
     };
     let headers = response.headers_mut();
     headers.insert(OWN_ANSWER, HeaderValue::from_static("1"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     response
 }
 
@@ -276,7 +302,12 @@ struct Refusal {
 
 impl Refusal {
     fn new(status: StatusCode, error: &'static str, description: impl Into<String>) -> Self {
-        Self { status, error, description: description.into(), retry_after: None }
+        Self {
+            status,
+            error,
+            description: description.into(),
+            retry_after: None,
+        }
     }
 
     fn bad(error: &'static str, description: impl Into<String>) -> Self {
@@ -290,7 +321,11 @@ impl Refusal {
     /// What went wrong is for the log; the caller can only try again.
     fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, "a sign-in failed");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", error.to_string())
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "temporarily_unavailable",
+            error.to_string(),
+        )
     }
 
     fn into_response(self) -> Response<Body> {
@@ -302,7 +337,9 @@ impl Refusal {
 
     fn retry(&self, response: &mut Response<Body>) {
         if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
     }
 }
@@ -312,17 +349,28 @@ fn json(status: StatusCode, body: &serde_json::Value) -> Response<Body> {
 }
 
 fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
-    let mut response = Response::new(Full::from(body).map_err(|never| match never {}).boxed_unsync());
+    let mut response = Response::new(
+        Full::from(body)
+            .map_err(|never| match never {})
+            .boxed_unsync(),
+    );
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
 fn method_not_allowed(allow: &'static str) -> Response<Body> {
-    let refusal =
-        Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request", format!("this page takes {allow}"));
+    let refusal = Refusal::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "invalid_request",
+        format!("this page takes {allow}"),
+    );
     let mut response = refusal.into_response();
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static(allow));
     response
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -75,7 +75,7 @@ struct Cli {
 enum Command {
     /// Make keys, certificate, database, configuration and the first user; changes nothing that is there
     #[command(after_help = EXAMPLES)]
-    Init(InitFlags),
+    Init(Box<InitFlags>),
     /// Run the gateway
     #[command(after_help = KEYS)]
     Run(RunFlags),
@@ -111,7 +111,12 @@ struct InitFlags {
     admin_listen: Option<String>,
 
     /// A certificate that is there already (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_key", conflicts_with = "tls_off")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_key",
+        conflicts_with = "tls_off"
+    )]
     tls_certificate: Option<PathBuf>,
 
     /// Its private key (PEM)
@@ -174,7 +179,12 @@ struct RunFlags {
     log_format: LogFormat,
 
     /// What is logged: error, warn, info, debug, or per module
-    #[arg(long, value_name = "FILTER", env = "TOWLINE_LOG", default_value = "info")]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "TOWLINE_LOG",
+        default_value = "info"
+    )]
     log: EnvFilter,
 }
 
@@ -195,15 +205,26 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             drop(error.print());
-            return if error.use_stderr() { ExitCode::from(BAD_CONFIG) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(BAD_CONFIG)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            drop(writeln!(io::stderr(), "towline-gateway: {}", chain(error.as_ref())));
+            drop(writeln!(
+                io::stderr(),
+                "towline-gateway: {}",
+                chain(error.as_ref())
+            ));
             let bad = error.is::<ConfigError>()
-                || matches!(error.downcast_ref::<InitError>(), Some(InitError::Config(_)));
+                || matches!(
+                    error.downcast_ref::<InitError>(),
+                    Some(InitError::Config(_))
+                );
             ExitCode::from(if bad { BAD_CONFIG } else { 1 })
         }
     }
@@ -240,7 +261,12 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             block_on(run(config, flags.print_addresses))
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "towline-gateway", &mut io::stdout());
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "towline-gateway",
+                &mut io::stdout(),
+            );
             Ok(())
         }
         Command::Man => Ok(clap_mangen::Man::new(Cli::command()).render(&mut io::stdout())?),
@@ -248,8 +274,15 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
 }
 
 async fn run(config: Config, print_addresses: bool) -> anyhow::Result<()> {
-    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?config, "gateway starts");
+    let (mut term, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        ?config,
+        "gateway starts"
+    );
     raise_open_files();
     let clock = Clock::System;
     let own = config.state_dir.join(init::TLS);
@@ -295,7 +328,13 @@ async fn drain(running: Running, store: &Store) {
 fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    ) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
@@ -303,7 +342,9 @@ fn raise_open_files() {
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     // Fails only when there is one already.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let ended = runtime.block_on(Box::pin(work));
     // What is left after the drain limit isn't waited for.
     runtime.shutdown_background();
@@ -311,7 +352,10 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
 }
 
 fn log(filter: EnvFilter, format: LogFormat) -> anyhow::Result<()> {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     match format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => builder.try_init(),
@@ -334,10 +378,21 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 impl InitFlags {
     fn wanted(self) -> anyhow::Result<Wanted> {
         let absolute = |path: Option<PathBuf>| path.map(std::path::absolute).transpose();
-        let tls = match (self.tls_off, absolute(self.tls_certificate)?, absolute(self.tls_key)?) {
-            (true, ..) => Some(TlsFile { mode: Some("off".to_owned()), ..TlsFile::default() }),
+        let tls = match (
+            self.tls_off,
+            absolute(self.tls_certificate)?,
+            absolute(self.tls_key)?,
+        ) {
+            (true, ..) => Some(TlsFile {
+                mode: Some("off".to_owned()),
+                ..TlsFile::default()
+            }),
             (false, None, _) => None,
-            (false, certificate, key) => Some(TlsFile { mode: None, certificate, key }),
+            (false, certificate, key) => Some(TlsFile {
+                mode: None,
+                certificate,
+                key,
+            }),
         };
         Ok(Wanted {
             state_dir: std::path::absolute(self.state_dir)?,

@@ -28,6 +28,7 @@ use sqlx::{
 };
 use tokio::sync::watch;
 
+use crate::private;
 use cache::Cache;
 
 pub use memberships::Row as MembershipRow;
@@ -96,9 +97,11 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        // SQLite would make it with a mode that others may read, and its journals after its own.
+        private::make_file(path)
+            .map_err(|error| StoreError::Open(path.to_owned(), sqlx::Error::Io(error)))?;
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(true)
             .foreign_keys(true)
             .busy_timeout(BUSY)
             .journal_mode(SqliteJournalMode::Wal)
@@ -110,7 +113,9 @@ impl Store {
                 .acquire_timeout(ACQUIRE)
                 // A full disk makes SQLite roll back by itself, and sqlx then believes for ever that a transaction
                 // is open: such a connection is replaced.
-                .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
+                .before_acquire(|connection, _| {
+                    Box::pin(async move { Ok(!connection.is_in_transaction()) })
+                })
                 .connect_lazy_with(options.clone())
         };
         Self::with(path, pool(READERS), pool(1)).await
@@ -121,7 +126,9 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn in_memory() -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::new().in_memory(true).foreign_keys(true);
+        let options = SqliteConnectOptions::new()
+            .in_memory(true)
+            .foreign_keys(true);
         // One connection that never ends: it is the database.
         let pool = SqlitePoolOptions::new()
             .max_connections(1)
@@ -132,17 +139,30 @@ impl Store {
     }
 
     async fn with(file: &Path, reader: SqlitePool, writer: SqlitePool) -> Result<Self, StoreError> {
-        let inner = Inner { file: file.to_owned(), reader, writer, cache: Cache::default() };
+        let inner = Inner {
+            file: file.to_owned(),
+            reader,
+            writer,
+            cache: Cache::default(),
+        };
         // A connection of its own first: what is wrong with the file is told better than by a migration.
-        drop(inner.writer.acquire().await.map_err(|error| match inner.error(error) {
-            StoreError::Other(file, source) => StoreError::Open(file, source),
-            other => other,
-        })?);
+        drop(
+            inner
+                .writer
+                .acquire()
+                .await
+                .map_err(|error| match inner.error(error) {
+                    StoreError::Other(file, source) => StoreError::Open(file, source),
+                    other => other,
+                })?,
+        );
         sqlx::migrate!()
             .run(&inner.writer)
             .await
             .map_err(|error| StoreError::Migrate(inner.file.clone(), error))?;
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// Changes with every write that concerns users, policies or memberships.
@@ -155,7 +175,10 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn check(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT 1").execute(self.reader()).await.map_err(|error| self.error(error))?;
+        sqlx::query("SELECT 1")
+            .execute(self.reader())
+            .await
+            .map_err(|error| self.error(error))?;
         Ok(())
     }
 
@@ -175,12 +198,23 @@ impl Store {
 
     /// A transaction that holds the write lock from its beginning.
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        self.inner.writer.begin_with("BEGIN IMMEDIATE").await.map_err(|error| self.error(error))
+        self.inner
+            .writer
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(|error| self.error(error))
     }
 
     /// Ends a transaction; what was remembered may be stale whatever comes of it.
-    async fn commit(&self, transaction: Transaction<'static, Sqlite>, concern: Concern) -> Result<(), StoreError> {
-        let result = transaction.commit().await.map_err(|error| self.error(error));
+    async fn commit(
+        &self,
+        transaction: Transaction<'static, Sqlite>,
+        concern: Concern,
+    ) -> Result<(), StoreError> {
+        let result = transaction
+            .commit()
+            .await
+            .map_err(|error| self.error(error));
         match concern {
             Concern::Rights => self.cache().changed(),
             Concern::Status => self.cache().forget(),
@@ -194,7 +228,10 @@ impl Store {
     }
 
     fn value(&self, value: impl std::fmt::Display) -> StoreError {
-        StoreError::Value { file: self.inner.file.clone(), value: value.to_string() }
+        StoreError::Value {
+            file: self.inner.file.clone(),
+            value: value.to_string(),
+        }
     }
 }
 
@@ -202,7 +239,10 @@ impl Inner {
     /// Sorts by SQLite's primary result code.
     fn error(&self, error: sqlx::Error) -> StoreError {
         let file = self.file.clone();
-        let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok()).unwrap_or_default();
+        let code = error
+            .as_database_error()
+            .and_then(|error| error.code()?.parse::<u32>().ok())
+            .unwrap_or_default();
         match code & 0xff {
             5 | 6 => StoreError::Locked(file, error),
             8 => StoreError::ReadOnly(file, error),

@@ -44,14 +44,19 @@ fn signing_keys_rotate_at_half_life_and_their_tokens_stay_good() {
     set(SIGNING_SECONDS / 2);
     assert!(keys.renew_due().unwrap());
     assert_ne!(keys.signing().public(), old.public());
-    assert_eq!(keys.chain().verify(keys.root(), clock.unix()).unwrap().0, keys.signing().public());
+    assert_eq!(
+        keys.chain().verify(keys.root(), clock.unix()).unwrap().0,
+        keys.signing().public()
+    );
 
     // What the old key signed is still believed, also by a gateway that was started anew.
     let token = old.sign(Kind::AccessToken, &serde_json::json!({}));
     let restarted = Keys::open(dir.path(), clock.clone()).unwrap();
     for keys in [&keys, &restarted] {
         let known = keys.token_key(&old.public().id()).unwrap();
-        known.verify::<serde_json::Value>(Kind::AccessToken, &token).unwrap();
+        known
+            .verify::<serde_json::Value>(Kind::AccessToken, &token)
+            .unwrap();
     }
     set(SIGNING_SECONDS + TOKEN_KEY_SECONDS);
     assert!(keys.token_key(&old.public().id()).is_none());
@@ -65,11 +70,20 @@ fn the_root_may_be_elsewhere_until_the_issuing_key_ends() {
     let root = dir.path().join("root.elsewhere");
     fs::rename(dir.path().join(ROOT), &root).unwrap();
 
-    time.store(NOW + ISSUING_SECONDS - 3600, std::sync::atomic::Ordering::SeqCst);
+    time.store(
+        NOW + ISSUING_SECONDS - 3600,
+        std::sync::atomic::Ordering::SeqCst,
+    );
     let running = Keys::open(dir.path(), clock.clone()).unwrap();
-    assert_eq!(running.chain().verify(keys.root(), clock.unix()).unwrap().0, running.signing().public());
+    assert_eq!(
+        running.chain().verify(keys.root(), clock.unix()).unwrap().0,
+        running.signing().public()
+    );
 
-    time.store(NOW + ISSUING_SECONDS + 3600, std::sync::atomic::Ordering::SeqCst);
+    time.store(
+        NOW + ISSUING_SECONDS + 3600,
+        std::sync::atomic::Ordering::SeqCst,
+    );
     let error = Keys::open(dir.path(), clock.clone()).unwrap_err();
     assert!(matches!(error, KeysError::OfflineRoot { .. }), "{error}");
 
@@ -85,7 +99,10 @@ fn a_root_that_agents_have_not_pinned_is_refused() {
     let (clock, time) = Clock::fixed(NOW);
     let keys = Keys::create(dir.path(), clock).unwrap();
     write(&dir.path().join(ROOT), &pem(&KeyPair::generate().unwrap())).unwrap();
-    time.store(NOW + ISSUING_SECONDS / 2, std::sync::atomic::Ordering::SeqCst);
+    time.store(
+        NOW + ISSUING_SECONDS / 2,
+        std::sync::atomic::Ordering::SeqCst,
+    );
     assert!(matches!(keys.renew_due(), Err(KeysError::OtherRoot(_))));
 }
 
@@ -95,8 +112,14 @@ fn a_run_that_died_between_two_files_is_finished() {
     let clock = Clock::fixed(NOW).0;
     let keys = Keys::create(dir.path(), clock.clone()).unwrap();
     fs::remove_file(dir.path().join(ROOT_PUBLIC)).unwrap();
-    assert!(matches!(Keys::open(dir.path(), clock.clone()), Err(KeysError::NoRoot(_))));
-    assert_eq!(Keys::create(dir.path(), clock.clone()).unwrap().root(), keys.root());
+    assert!(matches!(
+        Keys::open(dir.path(), clock.clone()),
+        Err(KeysError::NoRoot(_))
+    ));
+    assert_eq!(
+        Keys::create(dir.path(), clock.clone()).unwrap().root(),
+        keys.root()
+    );
     fs::remove_file(dir.path().join(SIGNING)).unwrap();
     let again = Keys::open(dir.path(), clock).unwrap();
     again.chain().verify(keys.root(), NOW).unwrap();
@@ -111,6 +134,11 @@ fn a_damaged_file_is_named_and_left() {
     Keys::create(dir.path(), clock.clone()).unwrap();
     fs::write(dir.path().join(ISSUING), "garbage").unwrap();
     let error = Keys::open(dir.path(), clock).unwrap_err();
-    assert!(error.to_string().contains("issuing.key is not an Ed25519 private key"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("issuing.key is not an Ed25519 private key"),
+        "{error}"
+    );
     assert_eq!(fs::read(dir.path().join(ISSUING)).unwrap(), b"garbage");
 }

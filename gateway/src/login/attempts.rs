@@ -119,8 +119,12 @@ mod tests {
             attempts.count(&n.to_string(), address).unwrap();
         }
         for _ in 0..100 {
-            attempts.count("alice", "2001:db8::2".parse().unwrap()).unwrap_err();
+            attempts
+                .count("alice", "2001:db8::2".parse().unwrap())
+                .unwrap_err();
         }
-        attempts.count("alice", "2001:db8:0:1::1".parse().unwrap()).unwrap();
+        attempts
+            .count("alice", "2001:db8:0:1::1".parse().unwrap())
+            .unwrap();
     }
 }

@@ -26,21 +26,37 @@ impl Asked {
     /// Nothing here is answered by a redirect: a wrong address is nobody's to send errors to.
     fn parse(form: &Form) -> Result<Self, Refusal> {
         if form.required("client_id")? != CLIENT_ID {
-            return Err(Refusal::bad("invalid_client", format!("client_id is not {CLIENT_ID:?}")));
+            return Err(Refusal::bad(
+                "invalid_client",
+                format!("client_id is not {CLIENT_ID:?}"),
+            ));
         }
         if form.required("response_type")? != "code" {
-            return Err(Refusal::bad("unsupported_response_type", "response_type is not \"code\""));
+            return Err(Refusal::bad(
+                "unsupported_response_type",
+                "response_type is not \"code\"",
+            ));
         }
         let redirect_uri = form.required("redirect_uri")?;
         let redirect = loopback(redirect_uri).ok_or_else(|| {
             Refusal::bad("invalid_request", "redirect_uri is not a loopback address (http://127.0.0.1:PORT/ or http://[::1]:PORT/)")
         })?;
         if form.required("code_challenge_method")? != "S256" {
-            return Err(Refusal::bad("invalid_request", "code_challenge_method is not \"S256\""));
+            return Err(Refusal::bad(
+                "invalid_request",
+                "code_challenge_method is not \"S256\"",
+            ));
         }
         let challenge = form.required("code_challenge")?;
-        if BASE64URL.decode(challenge).ok().is_none_or(|hash| hash.len() != 32) {
-            return Err(Refusal::bad("invalid_request", "code_challenge is not a SHA-256 in base64url"));
+        if BASE64URL
+            .decode(challenge)
+            .ok()
+            .is_none_or(|hash| hash.len() != 32)
+        {
+            return Err(Refusal::bad(
+                "invalid_request",
+                "code_challenge is not a SHA-256 in base64url",
+            ));
         }
         Ok(Self {
             redirect_uri: redirect_uri.to_owned(),
@@ -70,11 +86,18 @@ impl Asked {
         if let Some(state) = &self.state {
             to.query_pairs_mut().append_pair("state", state);
         }
-        let mut response = answer(StatusCode::SEE_OTHER, "text/plain; charset=utf-8", String::new());
+        let mut response = answer(
+            StatusCode::SEE_OTHER,
+            "text/plain; charset=utf-8",
+            String::new(),
+        );
         if let Ok(location) = HeaderValue::from_str(to.as_str()) {
             response.headers_mut().insert(header::LOCATION, location);
         }
-        response.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        response.headers_mut().insert(
+            header::REFERRER_POLICY,
+            HeaderValue::from_static("no-referrer"),
+        );
         response
     }
 }
@@ -87,7 +110,10 @@ fn loopback(text: &str) -> Option<Url> {
         url::Host::Ipv6(address) => address == std::net::Ipv6Addr::LOCALHOST,
         url::Host::Domain(_) => false,
     };
-    let plain = url.scheme() == "http" && url.username().is_empty() && url.password().is_none() && url.fragment().is_none();
+    let plain = url.scheme() == "http"
+        && url.username().is_empty()
+        && url.password().is_none()
+        && url.fragment().is_none();
     (here && plain).then_some(url)
 }
 
@@ -115,7 +141,11 @@ pub(super) async fn sign_in(gateway: &Arc<Gateway>, client: IpAddr, form: &Form)
         }
         Err(refused) => {
             tracing::info!(user = username, %client, reason = refused.description, "not signed in");
-            if html { page::form(&asked, username, Some(&refused)) } else { refused.into_response() }
+            if html {
+                page::form(&asked, username, Some(&refused))
+            } else {
+                refused.into_response()
+            }
         }
     }
 }
@@ -127,7 +157,11 @@ async fn authenticate(
     username: &str,
     asked: &Asked,
 ) -> Result<String, Refusal> {
-    if form.headers().get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
+    if form
+        .headers()
+        .get("sec-fetch-site")
+        .is_some_and(|site| site == "cross-site")
+    {
         return Err(Refusal::denied("this form was sent from another site"));
     }
     if username.is_empty() {
@@ -137,7 +171,12 @@ async fn authenticate(
     match (form.field("one_time_code"), form.field("password")) {
         (Some(code), _) => set_password(gateway, form, username, code).await?,
         (None, Some(password)) => check_password(gateway, username, password).await?,
-        (None, None) => return Err(Refusal::bad("invalid_request", "password or one_time_code is missing")),
+        (None, None) => {
+            return Err(Refusal::bad(
+                "invalid_request",
+                "password or one_time_code is missing",
+            ));
+        }
     }
     let code = random_token()?;
     let bound = Authorization {
@@ -147,41 +186,77 @@ async fn authenticate(
         challenge: asked.challenge.clone(),
     };
     let now = gateway.clock.unix();
-    gateway.store.add_authorization(&code, &bound, now).await.map_err(|error| Refusal::failed(&error))?;
+    gateway
+        .store
+        .add_authorization(&code, &bound, now)
+        .await
+        .map_err(|error| Refusal::failed(&error))?;
     Ok(code)
 }
 
 async fn check_password(gateway: &Gateway, username: &str, password: &str) -> Result<(), Refusal> {
-    let credentials = gateway.store.credentials(username).await.map_err(|error| Refusal::failed(&error))?;
-    let (stored, disabled) = credentials.map_or((None, false), |found| (found.password, found.disabled));
-    if !gateway.login.passwords.verify(SecretString::from(password), stored).await? {
+    let credentials = gateway
+        .store
+        .credentials(username)
+        .await
+        .map_err(|error| Refusal::failed(&error))?;
+    let (stored, disabled) =
+        credentials.map_or((None, false), |found| (found.password, found.disabled));
+    if !gateway
+        .login
+        .passwords
+        .verify(SecretString::from(password), stored)
+        .await?
+    {
         return Err(Refusal::denied("the user name or the password is wrong"));
     }
     if disabled {
         // Only whoever knows the password learns this.
-        return Err(Refusal::denied(format!("user {username:?} is disabled; ask a gatewayOperator")));
+        return Err(Refusal::denied(format!(
+            "user {username:?} is disabled; ask a gatewayOperator"
+        )));
     }
     Ok(())
 }
 
-async fn set_password(gateway: &Gateway, form: &Form, username: &str, code: &str) -> Result<(), Refusal> {
+async fn set_password(
+    gateway: &Gateway,
+    form: &Form,
+    username: &str,
+    code: &str,
+) -> Result<(), Refusal> {
     let Some(new) = form.field("new_password") else {
-        return Err(Refusal::bad("invalid_request", "new_password is missing: a one-time code sets a password"));
+        return Err(Refusal::bad(
+            "invalid_request",
+            "new_password is missing: a one-time code sets a password",
+        ));
     };
     password::check(username, new).map_err(|problem| Refusal::bad("invalid_request", problem))?;
     // Hashed before anything is looked up: the same work for whoever doesn't exist.
-    let hash = gateway.login.passwords.hash(SecretString::from(new)).await?;
+    let hash = gateway
+        .login
+        .passwords
+        .hash(SecretString::from(new))
+        .await?;
     let now = gateway.clock.unix();
-    let redeemed = gateway.store.redeem_code(username, &typed_code(code), &hash, now).await;
+    let redeemed = gateway
+        .store
+        .redeem_code(username, &typed_code(code), &hash, now)
+        .await;
     if redeemed.map_err(|error| Refusal::failed(&error))? {
         Ok(())
     } else {
-        Err(Refusal::denied("the one-time code is not valid: unknown, used before, or over; ask for a new one"))
+        Err(Refusal::denied(
+            "the one-time code is not valid: unknown, used before, or over; ask for a new one",
+        ))
     }
 }
 
 fn wants_html(headers: &HeaderMap) -> bool {
-    headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|accept| accept.contains("text/html"))
+    headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/html"))
 }
 
 /// A code or refresh token: 256 random bits.
@@ -197,7 +272,11 @@ mod tests {
 
     #[test]
     fn only_loopback_addresses_get_codes() {
-        for good in ["http://127.0.0.1:8080/callback", "http://127.0.0.1/", "http://[::1]:1/x?y=z"] {
+        for good in [
+            "http://127.0.0.1:8080/callback",
+            "http://127.0.0.1/",
+            "http://[::1]:1/x?y=z",
+        ] {
             assert!(loopback(good).is_some(), "{good}");
         }
         for bad in [

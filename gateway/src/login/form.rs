@@ -29,11 +29,20 @@ impl Form {
     {
         let (head, body) = request.into_parts();
         let form = head.headers.get(header::CONTENT_TYPE).is_some_and(|value| {
-            let value = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
-            value.trim_ascii().eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
+            let value = value
+                .as_bytes()
+                .split(|byte| *byte == b';')
+                .next()
+                .unwrap_or_default();
+            value
+                .trim_ascii()
+                .eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
         });
         if !form {
-            return Err(Refusal::bad("invalid_request", "send application/x-www-form-urlencoded"));
+            return Err(Refusal::bad(
+                "invalid_request",
+                "send application/x-www-form-urlencoded",
+            ));
         }
         let body = Limited::new(body, MAX_FORM).collect().await.map_err(|_| {
             Refusal::new(
@@ -43,22 +52,32 @@ impl Form {
             )
         })?;
         let fields = fields(&body.to_bytes())?;
-        Ok(Self { fields, headers: head.headers })
+        Ok(Self {
+            fields,
+            headers: head.headers,
+        })
     }
 
     /// The query of a GET.
     pub(super) fn query(uri: &Uri) -> Result<Self, Refusal> {
-        Ok(Self { fields: fields(uri.query().unwrap_or_default().as_bytes())?, headers: HeaderMap::new() })
+        Ok(Self {
+            fields: fields(uri.query().unwrap_or_default().as_bytes())?,
+            headers: HeaderMap::new(),
+        })
     }
 
     /// A field's value; an empty one counts as none.
     pub(super) fn field(&self, name: &str) -> Option<&str> {
-        self.fields.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.fields
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
     }
 
     /// A field that has to be there.
     pub(super) fn required(&self, name: &'static str) -> Result<&str, Refusal> {
-        self.field(name).ok_or_else(|| Refusal::bad("invalid_request", format!("{name} is missing")))
+        self.field(name)
+            .ok_or_else(|| Refusal::bad("invalid_request", format!("{name} is missing")))
     }
 
     /// The request's headers.
@@ -79,7 +98,13 @@ fn fields(bytes: &[u8]) -> Result<HashMap<String, String>, Refusal> {
     for (name, value) in form_urlencoded::parse(bytes) {
         let name = name.into_owned();
         if fields.contains_key(&name) {
-            return Err(Refusal::bad("invalid_request", format!("{:?} is there twice", name.chars().take(80).collect::<String>())));
+            return Err(Refusal::bad(
+                "invalid_request",
+                format!(
+                    "{:?} is there twice",
+                    name.chars().take(80).collect::<String>()
+                ),
+            ));
         }
         fields.insert(name, value.into_owned());
     }

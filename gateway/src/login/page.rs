@@ -27,11 +27,19 @@ static STYLE_HASH: LazyLock<String> =
 pub(super) fn form(asked: &Asked, username: &str, failed: Option<&Refusal>) -> Response<Body> {
     let mut html = head("Sign in");
     if let Some(failed) = failed {
-        let _written = write!(html, "<p class=\"error\" role=\"alert\">{}</p>", escape(&failed.description));
+        let _written = write!(
+            html,
+            "<p class=\"error\" role=\"alert\">{}</p>",
+            escape(&failed.description)
+        );
     }
     html.push_str("<form method=\"post\" action=\"/oauth2/authorize\">");
     for (name, value) in asked.fields() {
-        let _written = write!(html, "<input type=\"hidden\" name=\"{name}\" value=\"{}\">", escape(value));
+        let _written = write!(
+            html,
+            "<input type=\"hidden\" name=\"{name}\" value=\"{}\">",
+            escape(value)
+        );
     }
     let _written = write!(
         html,
@@ -49,7 +57,11 @@ pub(super) fn form(asked: &Asked, username: &str, failed: Option<&Refusal>) -> R
         password::SHORTEST,
     );
     let status = failed.map_or(StatusCode::OK, |failed| failed.status);
-    let mut response = page(status, html, &format!("'self' {}", form_target(&asked.redirect)));
+    let mut response = page(
+        status,
+        html,
+        &format!("'self' {}", form_target(&asked.redirect)),
+    );
     if let Some(failed) = failed {
         failed.retry(&mut response);
     }
@@ -86,8 +98,14 @@ fn page(status: StatusCode, html: String, form_action: &str) -> Response<Body> {
         headers.insert(header::CONTENT_SECURITY_POLICY, policy);
     }
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.insert(HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin"));
+    headers.insert(
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    );
+    headers.insert(
+        HeaderName::from_static("cross-origin-opener-policy"),
+        HeaderValue::from_static("same-origin"),
+    );
     response
 }
 

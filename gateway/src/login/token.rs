@@ -5,7 +5,10 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL}
 use http::{Response, StatusCode};
 use towline_proto::{endpoint, handshake::random_id, jws::Kind};
 
-use super::{Audience, CLIENT_ID, Claims, Refusal, answer, audience, authorize::random_token, form::Form, issuer, json};
+use super::{
+    Audience, CLIENT_ID, Claims, Refusal, answer, audience, authorize::random_token, form::Form,
+    issuer, json,
+};
 use crate::{
     app::Gateway,
     request::Body,
@@ -17,7 +20,11 @@ pub(super) async fn issue(gateway: &Gateway, form: &Form) -> Response<Body> {
     match tokens(gateway, form).await {
         Ok(tokens) => json(StatusCode::OK, &tokens),
         Err(refused) => {
-            tracing::info!(error = refused.error, reason = refused.description, "no token");
+            tracing::info!(
+                error = refused.error,
+                reason = refused.description,
+                "no token"
+            );
             refused.into_response()
         }
     }
@@ -53,12 +60,22 @@ async fn tokens(gateway: &Gateway, form: &Form) -> Result<serde_json::Value, Ref
         "refresh_token" => rotate(gateway, form, &refresh, now).await?,
         other => {
             let other: String = other.chars().take(80).collect();
-            return Err(Refusal::bad("unsupported_grant_type", format!("grant_type {other:?} is not known here")));
+            return Err(Refusal::bad(
+                "unsupported_grant_type",
+                format!("grant_type {other:?} is not known here"),
+            ));
         }
     };
-    let known = gateway.store.user(&user).await.map_err(|error| Refusal::failed(&error))?;
+    let known = gateway
+        .store
+        .user(&user)
+        .await
+        .map_err(|error| Refusal::failed(&error))?;
     if known.is_none_or(|user| user.disabled) {
-        return Err(Refusal::bad("invalid_grant", format!("user {user:?} is disabled")));
+        return Err(Refusal::bad(
+            "invalid_grant",
+            format!("user {user:?} is disabled"),
+        ));
     }
     let lifetime = gateway.config.tokens.access.as_secs();
     let claims = Claims {
@@ -66,7 +83,9 @@ async fn tokens(gateway: &Gateway, form: &Form) -> Result<serde_json::Value, Ref
         sub: user,
         aud: match audience {
             Audience::Gateway => gateway.config.base().to_owned(),
-            Audience::Membership(membership) => format!("{}{}", gateway.config.base(), endpoint::path(&membership)),
+            Audience::Membership(membership) => {
+                format!("{}{}", gateway.config.base(), endpoint::path(&membership))
+            }
         },
         iat: now,
         exp: now + lifetime,
@@ -82,7 +101,9 @@ async fn tokens(gateway: &Gateway, form: &Form) -> Result<serde_json::Value, Ref
 }
 
 fn wanted(gateway: &Gateway, form: &Form) -> Result<Audience, Refusal> {
-    let Some(resource) = form.field("resource") else { return Ok(Audience::Gateway) };
+    let Some(resource) = form.field("resource") else {
+        return Ok(Audience::Gateway);
+    };
     audience(&gateway.config, resource).ok_or_else(|| {
         Refusal::bad(
             "invalid_target",
@@ -94,16 +115,28 @@ fn wanted(gateway: &Gateway, form: &Form) -> Result<Audience, Refusal> {
     })
 }
 
-async fn redeem(gateway: &Gateway, form: &Form, refresh: &str, now: u64) -> Result<String, Refusal> {
+async fn redeem(
+    gateway: &Gateway,
+    form: &Form,
+    refresh: &str,
+    now: u64,
+) -> Result<String, Refusal> {
     let (code, redirect_uri) = (form.required("code")?, form.required("redirect_uri")?);
     let verifier = form.required("code_verifier")?;
     let challenge = BASE64URL.encode(digest::digest(&digest::SHA256, verifier.as_bytes()));
     let agrees = |bound: &Authorization| {
         bound.client_id == CLIENT_ID
             && bound.redirect_uri == redirect_uri
-            && constant_time::verify_slices_are_equal(bound.challenge.as_bytes(), challenge.as_bytes()).is_ok()
+            && constant_time::verify_slices_are_equal(
+                bound.challenge.as_bytes(),
+                challenge.as_bytes(),
+            )
+            .is_ok()
     };
-    let user = gateway.store.redeem_authorization(code, refresh, lifetimes(gateway), now, agrees).await;
+    let user = gateway
+        .store
+        .redeem_authorization(code, refresh, lifetimes(gateway), now, agrees)
+        .await;
     user.map_err(|error| Refusal::failed(&error))?.ok_or_else(|| {
         Refusal::bad(
             "invalid_grant",
@@ -112,20 +145,40 @@ async fn redeem(gateway: &Gateway, form: &Form, refresh: &str, now: u64) -> Resu
     })
 }
 
-async fn rotate(gateway: &Gateway, form: &Form, refresh: &str, now: u64) -> Result<String, Refusal> {
+async fn rotate(
+    gateway: &Gateway,
+    form: &Form,
+    refresh: &str,
+    now: u64,
+) -> Result<String, Refusal> {
     let token = form.required("refresh_token")?;
-    let rotated = gateway.store.rotate_refresh(token, refresh, lifetimes(gateway), now).await;
+    let rotated = gateway
+        .store
+        .rotate_refresh(token, refresh, lifetimes(gateway), now)
+        .await;
     match rotated.map_err(|error| Refusal::failed(&error))? {
         Rotated::User(user) => Ok(user),
-        Rotated::Invalid => Err(Refusal::bad("invalid_grant", "the sign-in is over; run: towline login")),
+        Rotated::Invalid => Err(Refusal::bad(
+            "invalid_grant",
+            "the sign-in is over; run: towline login",
+        )),
         Rotated::Reused(user) => {
-            tracing::warn!(user, "a refresh token came a second time: its sign-in is ended");
-            Err(Refusal::bad("invalid_grant", "the sign-in is over, because an old token of it was used; run: towline login"))
+            tracing::warn!(
+                user,
+                "a refresh token came a second time: its sign-in is ended"
+            );
+            Err(Refusal::bad(
+                "invalid_grant",
+                "the sign-in is over, because an old token of it was used; run: towline login",
+            ))
         }
     }
 }
 
 const fn lifetimes(gateway: &Gateway) -> Lifetimes {
     let tokens = &gateway.config.tokens;
-    Lifetimes { token: tokens.idle.as_secs(), family: tokens.sign_in.as_secs() }
+    Lifetimes {
+        token: tokens.idle.as_secs(),
+        family: tokens.sign_in.as_secs(),
+    }
 }

@@ -80,7 +80,10 @@ impl Remembered for MembershipRow {
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { state: Mutex::default(), changes: watch::channel(0).0 }
+        Self {
+            state: Mutex::default(),
+            changes: watch::channel(0).0,
+        }
     }
 }
 
@@ -118,7 +121,10 @@ impl Cache {
     pub(super) fn changed(&self) {
         {
             let mut state = self.lock();
-            *state = State { writes: state.writes + 1, ..State::default() };
+            *state = State {
+                writes: state.writes + 1,
+                ..State::default()
+            };
         }
         // After the memory is empty: whoever is woken reads anew.
         self.changes.send_modify(|version| *version += 1);

@@ -83,7 +83,8 @@ impl Store {
         .await
         .map_err(|error| self.error(error))?;
         let row = found.map(|row| self.row(&row)).transpose()?;
-        self.cache().remember(membership.clone(), row.clone(), writes);
+        self.cache()
+            .remember(membership.clone(), row.clone(), writes);
         Ok(row)
     }
 
@@ -185,16 +186,20 @@ impl Store {
         .fetch_optional(&mut *transaction)
         .await
         .map_err(|error| self.error(error))?;
-        let Some((project, location, name, redeemed_by)) = found else { return Err(RedeemError::NoToken) };
+        let Some((project, location, name, redeemed_by)) = found else {
+            return Err(RedeemError::NoToken);
+        };
         if project != membership.project.as_str()
             || location != membership.location.as_str()
             || name != membership.id.as_str()
         {
             // Whoever holds a valid token may know what else there is; to claim another's name with it is refused.
-            return Err(match self.read_membership(&mut transaction, membership).await? {
-                Some(_) => RedeemError::Exists,
-                None => RedeemError::NoToken,
-            });
+            return Err(
+                match self.read_membership(&mut transaction, membership).await? {
+                    Some(_) => RedeemError::Exists,
+                    None => RedeemError::NoToken,
+                },
+            );
         }
         if let Some(redeemed_by) = redeemed_by {
             let used: bool = sqlx::query_scalar(
@@ -206,7 +211,11 @@ impl Store {
             .fetch_one(&mut *transaction)
             .await
             .map_err(|error| self.error(error))?;
-            return if redeemed_by == key.to_string() && !used { Ok(false) } else { Err(RedeemError::NoToken) };
+            return if redeemed_by == key.to_string() && !used {
+                Ok(false)
+            } else {
+                Err(RedeemError::NoToken)
+            };
         }
         sqlx::query("UPDATE registration_tokens SET redeemed_by = $2 WHERE hash = $1")
             .bind(hash(token))
@@ -252,7 +261,12 @@ impl Store {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn agent_connected(&self, membership: &Membership, hello: &Hello, now: u64) -> Result<(), StoreError> {
+    pub async fn agent_connected(
+        &self,
+        membership: &Membership,
+        hello: &Hello,
+        now: u64,
+    ) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         // What an agent couldn't find out this time was perhaps known before.
         sqlx::query(
@@ -286,7 +300,11 @@ impl Store {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn agent_disconnected(&self, membership: &Membership, now: u64) -> Result<(), StoreError> {
+    pub async fn agent_disconnected(
+        &self,
+        membership: &Membership,
+        now: u64,
+    ) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query(
             "UPDATE memberships SET connected_since = NULL, disconnected_since = COALESCE(disconnected_since, $4) \
@@ -354,9 +372,14 @@ impl Store {
     }
 
     fn row(&self, row: &SqliteRow) -> Result<Row, StoreError> {
-        let text = |column: usize| row.try_get::<String, _>(column).map_err(|error| self.error(error));
+        let text = |column: usize| {
+            row.try_get::<String, _>(column)
+                .map_err(|error| self.error(error))
+        };
         let time = |column: usize| {
-            row.try_get::<Option<i64>, _>(column).map(|time| time.map(unix)).map_err(|error| self.error(error))
+            row.try_get::<Option<i64>, _>(column)
+                .map(|time| time.map(unix))
+                .map_err(|error| self.error(error))
         };
         let public_key: Option<String> = row.try_get(3).map_err(|error| self.error(error))?;
         Ok(Row {
@@ -365,7 +388,10 @@ impl Store {
                 location: text(1)?.parse().map_err(|error| self.value(error))?,
                 id: text(2)?.parse().map_err(|error| self.value(error))?,
             },
-            public_key: public_key.map(|key| key.parse()).transpose().map_err(|error| self.value(error))?,
+            public_key: public_key
+                .map(|key| key.parse())
+                .transpose()
+                .map_err(|error| self.value(error))?,
             external_id: text(4)?,
             kubernetes_version: text(5)?,
             agent_version: text(6)?,

@@ -48,7 +48,10 @@ impl Store {
             .map(|row| {
                 let name: String = row.try_get(0).map_err(|error| self.error(error))?;
                 let created = row.try_get(1).map_err(|error| self.error(error))?;
-                Ok((name.parse().map_err(|error| self.value(error))?, unix(created)))
+                Ok((
+                    name.parse().map_err(|error| self.value(error))?,
+                    unix(created),
+                ))
             })
             .collect()
     }
@@ -57,21 +60,31 @@ impl Store {
     ///
     /// # Errors
     /// See [`ProjectError`].
-    pub async fn create_project(&self, project: &Project, owner: &Principal, now: u64) -> Result<(), ProjectError> {
+    pub async fn create_project(
+        &self,
+        project: &Project,
+        owner: &Principal,
+        now: u64,
+    ) -> Result<(), ProjectError> {
         let mut transaction = self.begin().await?;
-        let made =
-            sqlx::query("INSERT INTO projects (name, etag, created) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
-                .bind(project.as_str())
-                .bind(self.etag()?)
-                .bind(sql(now))
-                .execute(&mut *transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+        let made = sqlx::query(
+            "INSERT INTO projects (name, etag, created) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        )
+        .bind(project.as_str())
+        .bind(self.etag()?)
+        .bind(sql(now))
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| self.error(error))?;
         if made.rows_affected() == 0 {
             return Err(ProjectError::Exists(project.clone()));
         }
-        let bindings = [Binding { role: Role::Owner, members: vec![owner.clone()] }];
-        self.insert_bindings(&mut transaction, project, &bindings).await?;
+        let bindings = [Binding {
+            role: Role::Owner,
+            members: vec![owner.clone()],
+        }];
+        self.insert_bindings(&mut transaction, project, &bindings)
+            .await?;
         Ok(self.commit(transaction, Concern::Rights).await?)
     }
 
@@ -87,7 +100,10 @@ impl Store {
             .await
             .map_err(|error| self.error(error))?;
         if count > 0 {
-            return Err(ProjectError::NotEmpty { project: project.clone(), count });
+            return Err(ProjectError::NotEmpty {
+                project: project.clone(),
+                count,
+            });
         }
         let deleted = sqlx::query("DELETE FROM projects WHERE name = $1")
             .bind(project.as_str())
@@ -110,10 +126,15 @@ impl Store {
             Err(writes) => writes,
         };
         // Both in one transaction: an etag never goes with another's bindings.
-        let mut transaction = self.reader().begin().await.map_err(|error| self.error(error))?;
+        let mut transaction = self
+            .reader()
+            .begin()
+            .await
+            .map_err(|error| self.error(error))?;
         let policy = self.read_policy(&mut transaction, project).await?;
         drop(transaction);
-        self.cache().remember(project.clone(), policy.clone(), writes);
+        self.cache()
+            .remember(project.clone(), policy.clone(), writes);
         Ok(policy)
     }
 
@@ -121,8 +142,16 @@ impl Store {
     ///
     /// # Errors
     /// See [`ProjectError`].
-    pub async fn set_policy(&self, project: &Project, policy: &Policy) -> Result<Policy, ProjectError> {
-        if !policy.bindings.iter().any(|binding| binding.role == Role::Owner && !binding.members.is_empty()) {
+    pub async fn set_policy(
+        &self,
+        project: &Project,
+        policy: &Policy,
+    ) -> Result<Policy, ProjectError> {
+        if !policy
+            .bindings
+            .iter()
+            .any(|binding| binding.role == Role::Owner && !binding.members.is_empty())
+        {
             return Err(ProjectError::NoOwner(project.clone()));
         }
         let etag = self.etag()?;
@@ -145,8 +174,12 @@ impl Store {
             .execute(&mut *transaction)
             .await
             .map_err(|error| self.error(error))?;
-        self.insert_bindings(&mut transaction, project, &policy.bindings).await?;
-        let stored = self.read_policy(&mut transaction, project).await?.unwrap_or_default();
+        self.insert_bindings(&mut transaction, project, &policy.bindings)
+            .await?;
+        let stored = self
+            .read_policy(&mut transaction, project)
+            .await?
+            .unwrap_or_default();
         self.commit(transaction, Concern::Rights).await?;
         Ok(stored)
     }
@@ -162,19 +195,23 @@ impl Store {
             .await
             .map_err(|error| self.error(error))?;
         let Some(etag) = etag else { return Ok(None) };
-        let rows: Vec<(String, String)> =
-            sqlx::query_as("SELECT role, member FROM bindings WHERE project = $1 ORDER BY position")
-                .bind(project.as_str())
-                .fetch_all(&mut **transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+        let rows: Vec<(String, String)> = sqlx::query_as(
+            "SELECT role, member FROM bindings WHERE project = $1 ORDER BY position",
+        )
+        .bind(project.as_str())
+        .fetch_all(&mut **transaction)
+        .await
+        .map_err(|error| self.error(error))?;
         let mut bindings: Vec<Binding> = Vec::new();
         for (role, member) in rows {
             let role: Role = role.parse().map_err(|error| self.value(error))?;
             let member: Principal = member.parse().map_err(|error| self.value(error))?;
             match bindings.iter_mut().find(|binding| binding.role == role) {
                 Some(binding) => binding.members.push(member),
-                None => bindings.push(Binding { role, members: vec![member] }),
+                None => bindings.push(Binding {
+                    role,
+                    members: vec![member],
+                }),
             }
         }
         Ok(Some(Policy { etag, bindings }))

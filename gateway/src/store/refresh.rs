@@ -54,7 +54,12 @@ impl Store {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn add_authorization(&self, code: &str, bound: &Authorization, now: u64) -> Result<(), StoreError> {
+    pub async fn add_authorization(
+        &self,
+        code: &str,
+        bound: &Authorization,
+        now: u64,
+    ) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         self.sweep(&mut transaction, now).await?;
         sqlx::query(
@@ -97,13 +102,20 @@ impl Store {
         .fetch_optional(&mut *transaction)
         .await
         .map_err(|error| self.error(error))?;
-        let Some((user, client_id, redirect_uri, challenge, used)) = found else { return Ok(None) };
+        let Some((user, client_id, redirect_uri, challenge, used)) = found else {
+            return Ok(None);
+        };
         if let Some(family) = used {
             self.end_family(&mut transaction, &family).await?;
             self.commit(transaction, Concern::Tokens).await?;
             return Ok(None);
         }
-        let bound = Authorization { user, client_id, redirect_uri, challenge };
+        let bound = Authorization {
+            user,
+            client_id,
+            redirect_uri,
+            challenge,
+        };
         let family = random_id().map_err(|error| self.value(error))?;
         sqlx::query("UPDATE authorization_codes SET family = $2 WHERE hash = $1")
             .bind(hash(code))
@@ -113,14 +125,17 @@ impl Store {
             .map_err(|error| self.error(error))?;
         let agreed = check(&bound);
         if agreed {
-            sqlx::query("INSERT INTO refresh_families (id, user_name, expires) VALUES ($1, $2, $3)")
-                .bind(&family)
-                .bind(&bound.user)
-                .bind(sql(now + lifetimes.family))
-                .execute(&mut *transaction)
-                .await
-                .map_err(|error| self.error(error))?;
-            self.insert_refresh(&mut transaction, refresh, &family, now + lifetimes.token).await?;
+            sqlx::query(
+                "INSERT INTO refresh_families (id, user_name, expires) VALUES ($1, $2, $3)",
+            )
+            .bind(&family)
+            .bind(&bound.user)
+            .bind(sql(now + lifetimes.family))
+            .execute(&mut *transaction)
+            .await
+            .map_err(|error| self.error(error))?;
+            self.insert_refresh(&mut transaction, refresh, &family, now + lifetimes.token)
+                .await?;
         }
         self.commit(transaction, Concern::Tokens).await?;
         Ok(agreed.then_some(bound.user))
@@ -147,7 +162,9 @@ impl Store {
         .fetch_optional(&mut *transaction)
         .await
         .map_err(|error| self.error(error))?;
-        let Some((family, user, rotated)) = found else { return Ok(Rotated::Invalid) };
+        let Some((family, user, rotated)) = found else {
+            return Ok(Rotated::Invalid);
+        };
         if rotated.is_some_and(|rotated| now > unix(rotated) + GRACE_SECONDS) {
             self.end_family(&mut transaction, &family).await?;
             self.commit(transaction, Concern::Tokens).await?;
@@ -159,7 +176,8 @@ impl Store {
             .execute(&mut *transaction)
             .await
             .map_err(|error| self.error(error))?;
-        self.insert_refresh(&mut transaction, next, &family, now + lifetimes.token).await?;
+        self.insert_refresh(&mut transaction, next, &family, now + lifetimes.token)
+            .await?;
         self.sweep(&mut transaction, now).await?;
         self.commit(transaction, Concern::Tokens).await?;
         Ok(Rotated::User(user))
@@ -210,7 +228,11 @@ impl Store {
     }
 
     /// Deletes what is over, so that the tables stay as large as what is in use.
-    async fn sweep(&self, transaction: &mut Transaction<'static, Sqlite>, now: u64) -> Result<(), StoreError> {
+    async fn sweep(
+        &self,
+        transaction: &mut Transaction<'static, Sqlite>,
+        now: u64,
+    ) -> Result<(), StoreError> {
         for query in [
             "DELETE FROM refresh_families WHERE expires <= $1",
             "DELETE FROM refresh_tokens WHERE expires <= $1",

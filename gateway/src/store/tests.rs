@@ -18,7 +18,10 @@ use super::{
 use crate::iam::{Binding, Policy, Principal, Role};
 
 const NOW: u64 = 1_800_000_000;
-const LIFETIMES: Lifetimes = Lifetimes { token: 1_000, family: 3_000 };
+const LIFETIMES: Lifetimes = Lifetimes {
+    token: 1_000,
+    family: 3_000,
+};
 
 fn alice() -> Principal {
     Principal::User("alice".into())
@@ -29,7 +32,9 @@ fn project() -> Project {
 }
 
 fn edge() -> Membership {
-    "projects/p/locations/global/memberships/edge".parse().unwrap()
+    "projects/p/locations/global/memberships/edge"
+        .parse()
+        .unwrap()
 }
 
 fn key() -> PublicKey {
@@ -51,13 +56,22 @@ fn hello(version: &str) -> Hello {
 
 async fn store() -> Store {
     let store = Store::in_memory().await.unwrap();
-    store.create_project(&project(), &alice(), NOW).await.unwrap();
+    store
+        .create_project(&project(), &alice(), NOW)
+        .await
+        .unwrap();
     store
 }
 
 async fn with_user(name: &str) -> Store {
     let store = store().await;
-    let user = User { name: name.into(), groups: vec![], disabled: false, operator: true, created: NOW };
+    let user = User {
+        name: name.into(),
+        groups: vec![],
+        disabled: false,
+        operator: true,
+        created: NOW,
+    };
     store.create_user(&user, "code", NOW + 60).await.unwrap();
     store
 }
@@ -65,25 +79,61 @@ async fn with_user(name: &str) -> Store {
 #[tokio::test]
 async fn a_user_lives() {
     let store = with_user("alice").await;
-    let again = User { name: "alice".into(), groups: vec![], disabled: false, operator: false, created: NOW };
-    assert!(matches!(store.create_user(&again, "other", NOW + 60).await, Err(UserError::Exists(_))));
+    let again = User {
+        name: "alice".into(),
+        groups: vec![],
+        disabled: false,
+        operator: false,
+        created: NOW,
+    };
+    assert!(matches!(
+        store.create_user(&again, "other", NOW + 60).await,
+        Err(UserError::Exists(_))
+    ));
 
-    store.change_groups("alice", &["dev".into(), "ops".into(), "dev".into()], &[]).await.unwrap();
-    store.change_groups("alice", &[], &["ops".into(), "never".into()]).await.unwrap();
+    store
+        .change_groups("alice", &["dev".into(), "ops".into(), "dev".into()], &[])
+        .await
+        .unwrap();
+    store
+        .change_groups("alice", &[], &["ops".into(), "never".into()])
+        .await
+        .unwrap();
     assert_eq!(store.user("alice").await.unwrap().unwrap().groups, ["dev"]);
-    assert_eq!(store.users().await.unwrap(), [store.user("alice").await.unwrap().unwrap()]);
+    assert_eq!(
+        store.users().await.unwrap(),
+        [store.user("alice").await.unwrap().unwrap()]
+    );
 
-    assert!(matches!(store.set_disabled("alice", true).await, Err(UserError::LastOperator(_))));
-    let other = User { name: "bob".into(), groups: vec!["x".into()], disabled: false, operator: true, created: NOW };
+    assert!(matches!(
+        store.set_disabled("alice", true).await,
+        Err(UserError::LastOperator(_))
+    ));
+    let other = User {
+        name: "bob".into(),
+        groups: vec!["x".into()],
+        disabled: false,
+        operator: true,
+        created: NOW,
+    };
     store.create_user(&other, "other", NOW + 60).await.unwrap();
     store.set_disabled("alice", true).await.unwrap();
     assert!(store.user("alice").await.unwrap().unwrap().disabled);
     store.set_disabled("alice", false).await.unwrap();
     assert!(!store.user("alice").await.unwrap().unwrap().disabled);
 
-    assert!(matches!(store.set_disabled("nobody", true).await, Err(UserError::Unknown(_))));
-    assert!(matches!(store.change_groups("nobody", &[], &[]).await, Err(UserError::Unknown(_))));
-    assert!(matches!(store.reset_password("nobody", "c", NOW).await, Err(UserError::Unknown(_))));
+    assert!(matches!(
+        store.set_disabled("nobody", true).await,
+        Err(UserError::Unknown(_))
+    ));
+    assert!(matches!(
+        store.change_groups("nobody", &[], &[]).await,
+        Err(UserError::Unknown(_))
+    ));
+    assert!(matches!(
+        store.reset_password("nobody", "c", NOW).await,
+        Err(UserError::Unknown(_))
+    ));
     assert_eq!(store.user("nobody").await.unwrap(), None);
 }
 
@@ -92,28 +142,73 @@ async fn a_one_time_code_works_once_and_in_time() {
     let store = with_user("alice").await;
     assert!(!store.redeem_code("alice", "wrong", "h", NOW).await.unwrap());
     assert!(!store.redeem_code("bob", "code", "h", NOW).await.unwrap());
-    assert!(!store.redeem_code("alice", "code", "h", NOW + 60).await.unwrap());
-    assert!(store.redeem_code("alice", "code", "h", NOW + 59).await.unwrap());
-    assert!(!store.redeem_code("alice", "code", "h", NOW + 59).await.unwrap());
-    assert_eq!(store.credentials("alice").await.unwrap().unwrap().password.as_deref(), Some("h"));
+    assert!(
+        !store
+            .redeem_code("alice", "code", "h", NOW + 60)
+            .await
+            .unwrap()
+    );
+    assert!(
+        store
+            .redeem_code("alice", "code", "h", NOW + 59)
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .redeem_code("alice", "code", "h", NOW + 59)
+            .await
+            .unwrap()
+    );
+    assert_eq!(
+        store
+            .credentials("alice")
+            .await
+            .unwrap()
+            .unwrap()
+            .password
+            .as_deref(),
+        Some("h")
+    );
 
-    store.reset_password("alice", "second", NOW + 60).await.unwrap();
+    store
+        .reset_password("alice", "second", NOW + 60)
+        .await
+        .unwrap();
     let credentials = store.credentials("alice").await.unwrap().unwrap();
-    assert_eq!((credentials.password, credentials.code_until), (None, Some(NOW + 60)));
+    assert_eq!(
+        (credentials.password, credentials.code_until),
+        (None, Some(NOW + 60))
+    );
 }
 
 #[tokio::test]
 async fn nothing_is_stored_that_could_be_used() {
     let store = with_user("alice").await;
-    store.register(&edge(), false, "registration-token", NOW, NOW + 60).await.unwrap();
+    store
+        .register(&edge(), false, "registration-token", NOW, NOW + 60)
+        .await
+        .unwrap();
     let bound = Authorization {
         user: "alice".into(),
         client_id: "towline".into(),
         redirect_uri: "http://127.0.0.1:1/".into(),
         challenge: "c".into(),
     };
-    store.add_authorization("authorization-code", &bound, NOW).await.unwrap();
-    store.redeem_authorization("authorization-code", "refresh-token", LIFETIMES, NOW, |_| true).await.unwrap();
+    store
+        .add_authorization("authorization-code", &bound, NOW)
+        .await
+        .unwrap();
+    store
+        .redeem_authorization(
+            "authorization-code",
+            "refresh-token",
+            LIFETIMES,
+            NOW,
+            |_| true,
+        )
+        .await
+        .unwrap();
     for (table, column) in [
         ("one_time_codes", "hash"),
         ("registration_tokens", "hash"),
@@ -121,9 +216,17 @@ async fn nothing_is_stored_that_could_be_used() {
         ("refresh_tokens", "hash"),
     ] {
         let query = sqlx::AssertSqlSafe(format!("SELECT {column} FROM {table}"));
-        let stored: Vec<String> = sqlx::query_scalar(query).fetch_all(store.reader()).await.unwrap();
+        let stored: Vec<String> = sqlx::query_scalar(query)
+            .fetch_all(store.reader())
+            .await
+            .unwrap();
         assert_eq!(stored.len(), 1, "{table}");
-        for secret in ["code", "registration-token", "authorization-code", "refresh-token"] {
+        for secret in [
+            "code",
+            "registration-token",
+            "authorization-code",
+            "refresh-token",
+        ] {
             assert!(!stored[0].contains(secret), "{table}");
         }
     }
@@ -133,25 +236,52 @@ async fn nothing_is_stored_that_could_be_used() {
 async fn policies_change_one_at_a_time() {
     let store = store().await;
     let first = store.policy(&project()).await.unwrap().unwrap();
-    assert_eq!(first.bindings, [Binding { role: Role::Owner, members: vec![alice()] }]);
+    assert_eq!(
+        first.bindings,
+        [Binding {
+            role: Role::Owner,
+            members: vec![alice()]
+        }]
+    );
 
     let mut mine = first.clone();
-    mine.bindings.push(Binding { role: Role::GatewayReader, members: vec![Principal::User("bob".into())] });
+    mine.bindings.push(Binding {
+        role: Role::GatewayReader,
+        members: vec![Principal::User("bob".into())],
+    });
     let stored = store.set_policy(&project(), &mine).await.unwrap();
     assert_eq!(stored.bindings, mine.bindings);
     assert_ne!(stored.etag, first.etag);
     assert_eq!(store.policy(&project()).await.unwrap().unwrap(), stored);
 
-    assert!(matches!(store.set_policy(&project(), &first).await, Err(ProjectError::Etag(_))));
-    let orphan = Policy { etag: stored.etag.clone(), bindings: vec![] };
-    assert!(matches!(store.set_policy(&project(), &orphan).await, Err(ProjectError::NoOwner(_))));
+    assert!(matches!(
+        store.set_policy(&project(), &first).await,
+        Err(ProjectError::Etag(_))
+    ));
+    let orphan = Policy {
+        etag: stored.etag.clone(),
+        bindings: vec![],
+    };
+    assert!(matches!(
+        store.set_policy(&project(), &orphan).await,
+        Err(ProjectError::NoOwner(_))
+    ));
     let empty = Policy {
         etag: stored.etag.clone(),
-        bindings: vec![Binding { role: Role::Owner, members: vec![] }],
+        bindings: vec![Binding {
+            role: Role::Owner,
+            members: vec![],
+        }],
     };
-    assert!(matches!(store.set_policy(&project(), &empty).await, Err(ProjectError::NoOwner(_))));
+    assert!(matches!(
+        store.set_policy(&project(), &empty).await,
+        Err(ProjectError::NoOwner(_))
+    ));
     let other: Project = "other".parse().unwrap();
-    assert!(matches!(store.set_policy(&other, &stored).await, Err(ProjectError::Unknown(_))));
+    assert!(matches!(
+        store.set_policy(&other, &stored).await,
+        Err(ProjectError::Unknown(_))
+    ));
     assert_eq!(store.policy(&other).await.unwrap(), None);
     assert_eq!(store.policy(&project()).await.unwrap().unwrap(), stored);
 }
@@ -159,12 +289,24 @@ async fn policies_change_one_at_a_time() {
 #[tokio::test]
 async fn a_project_goes_when_it_is_empty() {
     let store = store().await;
-    assert!(matches!(store.create_project(&project(), &alice(), NOW).await, Err(ProjectError::Exists(_))));
-    store.register(&edge(), false, "t", NOW, NOW + 60).await.unwrap();
-    assert!(matches!(store.delete_project(&project()).await, Err(ProjectError::NotEmpty { count: 1, .. })));
+    assert!(matches!(
+        store.create_project(&project(), &alice(), NOW).await,
+        Err(ProjectError::Exists(_))
+    ));
+    store
+        .register(&edge(), false, "t", NOW, NOW + 60)
+        .await
+        .unwrap();
+    assert!(matches!(
+        store.delete_project(&project()).await,
+        Err(ProjectError::NotEmpty { count: 1, .. })
+    ));
     store.delete_membership(&edge()).await.unwrap();
     store.delete_project(&project()).await.unwrap();
-    assert!(matches!(store.delete_project(&project()).await, Err(ProjectError::Unknown(_))));
+    assert!(matches!(
+        store.delete_project(&project()).await,
+        Err(ProjectError::Unknown(_))
+    ));
     assert_eq!(store.projects().await.unwrap(), []);
     assert!(matches!(
         store.register(&edge(), false, "t", NOW, NOW + 60).await,
@@ -176,41 +318,96 @@ async fn a_project_goes_when_it_is_empty() {
 async fn a_registration_token_enrols_one_key() {
     let store = store().await;
     let (first, second) = (key(), key());
-    store.register(&edge(), false, "t", NOW, NOW + 60).await.unwrap();
-    assert!(matches!(store.register(&edge(), false, "u", NOW, NOW + 60).await, Err(MembershipError::Exists(_))));
+    store
+        .register(&edge(), false, "t", NOW, NOW + 60)
+        .await
+        .unwrap();
+    assert!(matches!(
+        store.register(&edge(), false, "u", NOW, NOW + 60).await,
+        Err(MembershipError::Exists(_))
+    ));
 
-    assert!(matches!(store.redeem(&edge(), "wrong", first, NOW).await, Err(RedeemError::NoToken)));
-    assert!(matches!(store.redeem(&edge(), "t", first, NOW + 60).await, Err(RedeemError::NoToken)));
+    assert!(matches!(
+        store.redeem(&edge(), "wrong", first, NOW).await,
+        Err(RedeemError::NoToken)
+    ));
+    assert!(matches!(
+        store.redeem(&edge(), "t", first, NOW + 60).await,
+        Err(RedeemError::NoToken)
+    ));
     assert!(store.redeem(&edge(), "t", first, NOW).await.unwrap());
     // The answer was lost: the same key may ask again, no other may.
     assert!(!store.redeem(&edge(), "t", first, NOW).await.unwrap());
-    assert!(matches!(store.redeem(&edge(), "t", second, NOW).await, Err(RedeemError::NoToken)));
-    assert_eq!(store.membership(&edge()).await.unwrap().unwrap().public_key, Some(first));
+    assert!(matches!(
+        store.redeem(&edge(), "t", second, NOW).await,
+        Err(RedeemError::NoToken)
+    ));
+    assert_eq!(
+        store.membership(&edge()).await.unwrap().unwrap().public_key,
+        Some(first)
+    );
 
-    store.agent_connected(&edge(), &hello("v1"), NOW).await.unwrap();
-    assert!(matches!(store.redeem(&edge(), "t", first, NOW).await, Err(RedeemError::NoToken)));
+    store
+        .agent_connected(&edge(), &hello("v1"), NOW)
+        .await
+        .unwrap();
+    assert!(matches!(
+        store.redeem(&edge(), "t", first, NOW).await,
+        Err(RedeemError::NoToken)
+    ));
 
     // The old key lives until the new token is redeemed.
-    store.register(&edge(), true, "again", NOW, NOW + 60).await.unwrap();
-    assert_eq!(store.membership(&edge()).await.unwrap().unwrap().public_key, Some(first));
+    store
+        .register(&edge(), true, "again", NOW, NOW + 60)
+        .await
+        .unwrap();
+    assert_eq!(
+        store.membership(&edge()).await.unwrap().unwrap().public_key,
+        Some(first)
+    );
     assert!(store.redeem(&edge(), "again", second, NOW).await.unwrap());
-    assert_eq!(store.membership(&edge()).await.unwrap().unwrap().public_key, Some(second));
+    assert_eq!(
+        store.membership(&edge()).await.unwrap().unwrap().public_key,
+        Some(second)
+    );
 }
 
 #[tokio::test]
 async fn a_token_claims_no_other_name() {
     let store = store().await;
-    let other: Membership = "projects/p/locations/global/memberships/other".parse().unwrap();
-    store.register(&edge(), false, "t", NOW, NOW + 60).await.unwrap();
-    assert!(matches!(store.redeem(&other, "t", key(), NOW).await, Err(RedeemError::NoToken)));
-    store.register(&other, false, "u", NOW, NOW + 60).await.unwrap();
-    assert!(matches!(store.redeem(&other, "t", key(), NOW).await, Err(RedeemError::Exists)));
+    let other: Membership = "projects/p/locations/global/memberships/other"
+        .parse()
+        .unwrap();
+    store
+        .register(&edge(), false, "t", NOW, NOW + 60)
+        .await
+        .unwrap();
+    assert!(matches!(
+        store.redeem(&other, "t", key(), NOW).await,
+        Err(RedeemError::NoToken)
+    ));
+    store
+        .register(&other, false, "u", NOW, NOW + 60)
+        .await
+        .unwrap();
+    assert!(matches!(
+        store.redeem(&other, "t", key(), NOW).await,
+        Err(RedeemError::Exists)
+    ));
     // Neither is harmed.
     assert!(store.redeem(&edge(), "t", key(), NOW).await.unwrap());
     assert!(store.redeem(&other, "u", key(), NOW).await.unwrap());
-    assert!(matches!(store.register(&edge(), true, "v", NOW, NOW).await, Ok(_)));
-    let none: Membership = "projects/p/locations/global/memberships/none".parse().unwrap();
-    assert!(matches!(store.register(&none, true, "v", NOW, NOW).await, Err(MembershipError::Unknown(_))));
+    store
+        .register(&edge(), true, "v", NOW, NOW)
+        .await
+        .unwrap();
+    let none: Membership = "projects/p/locations/global/memberships/none"
+        .parse()
+        .unwrap();
+    assert!(matches!(
+        store.register(&none, true, "v", NOW, NOW).await,
+        Err(MembershipError::Unknown(_))
+    ));
 }
 
 /// On a file, with readers and writers of their own, as in a running gateway.
@@ -218,8 +415,14 @@ async fn a_token_claims_no_other_name() {
 async fn of_many_keys_at_once_one_is_enrolled() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("t.db")).await.unwrap();
-    store.create_project(&project(), &alice(), NOW).await.unwrap();
-    store.register(&edge(), false, "t", NOW, NOW + 60).await.unwrap();
+    store
+        .create_project(&project(), &alice(), NOW)
+        .await
+        .unwrap();
+    store
+        .register(&edge(), false, "t", NOW, NOW + 60)
+        .await
+        .unwrap();
     let mut tries = JoinSet::new();
     for _ in 0..32 {
         let store = store.clone();
@@ -230,28 +433,70 @@ async fn of_many_keys_at_once_one_is_enrolled() {
     }
     let won: Vec<PublicKey> = tries.join_all().await.into_iter().flatten().collect();
     assert_eq!(won.len(), 1);
-    assert_eq!(store.membership(&edge()).await.unwrap().unwrap().public_key, Some(won[0]));
+    assert_eq!(
+        store.membership(&edge()).await.unwrap().unwrap().public_key,
+        Some(won[0])
+    );
 }
 
 #[tokio::test]
 async fn a_membership_tells_since_when() {
     let store = store().await;
-    store.register(&edge(), false, "t", NOW, NOW + 60).await.unwrap();
+    store
+        .register(&edge(), false, "t", NOW, NOW + 60)
+        .await
+        .unwrap();
     let row = || async { store.membership(&edge()).await.unwrap().unwrap() };
-    assert_eq!((row().await.connected_since, row().await.disconnected_since), (None, None));
-    store.agent_connected(&edge(), &hello("v1"), NOW + 1).await.unwrap();
+    assert_eq!(
+        (row().await.connected_since, row().await.disconnected_since),
+        (None, None)
+    );
+    store
+        .agent_connected(&edge(), &hello("v1"), NOW + 1)
+        .await
+        .unwrap();
     // A second agent doesn't change since when, and one that couldn't ask takes nothing away.
-    store.agent_connected(&edge(), &hello(""), NOW + 2).await.unwrap();
+    store
+        .agent_connected(&edge(), &hello(""), NOW + 2)
+        .await
+        .unwrap();
     let connected = row().await;
-    assert_eq!((connected.connected_since, connected.disconnected_since), (Some(NOW + 1), None));
-    assert_eq!((connected.kubernetes_version.as_str(), connected.external_id.as_str()), ("v1", "v1"));
+    assert_eq!(
+        (connected.connected_since, connected.disconnected_since),
+        (Some(NOW + 1), None)
+    );
+    assert_eq!(
+        (
+            connected.kubernetes_version.as_str(),
+            connected.external_id.as_str()
+        ),
+        ("v1", "v1")
+    );
     store.agent_disconnected(&edge(), NOW + 3).await.unwrap();
-    assert_eq!((row().await.connected_since, row().await.disconnected_since), (None, Some(NOW + 3)));
-    store.agent_connected(&edge(), &hello("v1"), NOW + 4).await.unwrap();
+    assert_eq!(
+        (row().await.connected_since, row().await.disconnected_since),
+        (None, Some(NOW + 3))
+    );
+    store
+        .agent_connected(&edge(), &hello("v1"), NOW + 4)
+        .await
+        .unwrap();
     store.all_disconnected(NOW + 5).await.unwrap();
-    assert_eq!((row().await.connected_since, row().await.disconnected_since), (None, Some(NOW + 5)));
-    assert_eq!(store.memberships(None).await.unwrap(), store.memberships(Some(&project())).await.unwrap());
-    assert_eq!(store.memberships(Some(&"q".parse().unwrap())).await.unwrap(), []);
+    assert_eq!(
+        (row().await.connected_since, row().await.disconnected_since),
+        (None, Some(NOW + 5))
+    );
+    assert_eq!(
+        store.memberships(None).await.unwrap(),
+        store.memberships(Some(&project())).await.unwrap()
+    );
+    assert_eq!(
+        store
+            .memberships(Some(&"q".parse().unwrap()))
+            .await
+            .unwrap(),
+        []
+    );
 }
 
 async fn signed_in() -> Store {
@@ -263,7 +508,10 @@ async fn signed_in() -> Store {
         challenge: "c".into(),
     };
     store.add_authorization("code", &bound, NOW).await.unwrap();
-    let user = store.redeem_authorization("code", "r1", LIFETIMES, NOW, |found| *found == bound).await.unwrap();
+    let user = store
+        .redeem_authorization("code", "r1", LIFETIMES, NOW, |found| *found == bound)
+        .await
+        .unwrap();
     assert_eq!(user.as_deref(), Some("alice"));
     store
 }
@@ -274,7 +522,12 @@ async fn refresh_tokens_rotate() {
     let user = || Rotated::User("alice".into());
     let rotate = |token: &'static str, next: &'static str, now: u64| {
         let store = store.clone();
-        async move { store.rotate_refresh(token, next, LIFETIMES, now).await.unwrap() }
+        async move {
+            store
+                .rotate_refresh(token, next, LIFETIMES, now)
+                .await
+                .unwrap()
+        }
     };
     assert_eq!(rotate("unknown", "x", NOW).await, Rotated::Invalid);
     assert_eq!(rotate("r1", "r2", NOW + 10).await, user());
@@ -283,9 +536,16 @@ async fn refresh_tokens_rotate() {
     assert_eq!(rotate("r1", "r2b", NOW + 10 + GRACE_SECONDS).await, user());
     assert_eq!(rotate("r3", "r4", NOW + 50).await, user());
     // After it: everything of this sign-in ends.
-    assert_eq!(rotate("r1", "x", NOW + 11 + GRACE_SECONDS).await, Rotated::Reused("alice".into()));
+    assert_eq!(
+        rotate("r1", "x", NOW + 11 + GRACE_SECONDS).await,
+        Rotated::Reused("alice".into())
+    );
     for token in ["r1", "r2", "r2b", "r3", "r4"] {
-        assert_eq!(rotate(token, "x", NOW + 60).await, Rotated::Invalid, "{token}");
+        assert_eq!(
+            rotate(token, "x", NOW + 60).await,
+            Rotated::Invalid,
+            "{token}"
+        );
     }
 }
 
@@ -294,15 +554,29 @@ async fn refresh_tokens_end() {
     let store = signed_in().await;
     let rotate = |token: &'static str, next: &'static str, now: u64| {
         let store = store.clone();
-        async move { store.rotate_refresh(token, next, LIFETIMES, now).await.unwrap() }
+        async move {
+            store
+                .rotate_refresh(token, next, LIFETIMES, now)
+                .await
+                .unwrap()
+        }
     };
-    assert_eq!(rotate("r1", "r2", NOW + 999).await, Rotated::User("alice".into()));
+    assert_eq!(
+        rotate("r1", "r2", NOW + 999).await,
+        Rotated::User("alice".into())
+    );
     assert_eq!(rotate("r2", "r3", NOW + 1_999).await, Rotated::Invalid);
 
     let store = signed_in().await;
     store.revoke_refresh("unknown").await.unwrap();
     store.revoke_refresh("r1").await.unwrap();
-    assert_eq!(store.rotate_refresh("r1", "r2", LIFETIMES, NOW).await.unwrap(), Rotated::Invalid);
+    assert_eq!(
+        store
+            .rotate_refresh("r1", "r2", LIFETIMES, NOW)
+            .await
+            .unwrap(),
+        Rotated::Invalid
+    );
 
     // Disabling and a new password end every sign-in.
     for reset in [true, false] {
@@ -310,19 +584,43 @@ async fn refresh_tokens_end() {
         if reset {
             store.reset_password("alice", "c", NOW + 60).await.unwrap();
         } else {
-            let bob = User { name: "bob".into(), groups: vec![], disabled: false, operator: true, created: NOW };
+            let bob = User {
+                name: "bob".into(),
+                groups: vec![],
+                disabled: false,
+                operator: true,
+                created: NOW,
+            };
             store.create_user(&bob, "other", NOW + 60).await.unwrap();
             store.set_disabled("alice", true).await.unwrap();
         }
-        assert_eq!(store.rotate_refresh("r1", "r2", LIFETIMES, NOW).await.unwrap(), Rotated::Invalid);
+        assert_eq!(
+            store
+                .rotate_refresh("r1", "r2", LIFETIMES, NOW)
+                .await
+                .unwrap(),
+            Rotated::Invalid
+        );
     }
 }
 
 #[tokio::test]
 async fn an_authorization_code_that_comes_again_ends_what_it_began() {
     let store = signed_in().await;
-    assert_eq!(store.redeem_authorization("code", "x", LIFETIMES, NOW, |_| true).await.unwrap(), None);
-    assert_eq!(store.rotate_refresh("r1", "r2", LIFETIMES, NOW).await.unwrap(), Rotated::Invalid);
+    assert_eq!(
+        store
+            .redeem_authorization("code", "x", LIFETIMES, NOW, |_| true)
+            .await
+            .unwrap(),
+        None
+    );
+    assert_eq!(
+        store
+            .rotate_refresh("r1", "r2", LIFETIMES, NOW)
+            .await
+            .unwrap(),
+        Rotated::Invalid
+    );
 }
 
 #[tokio::test]
@@ -335,25 +633,71 @@ async fn an_authorization_code_is_used_up_by_a_wrong_try() {
         challenge: "c".into(),
     };
     store.add_authorization("code", &bound, NOW).await.unwrap();
-    assert_eq!(store.redeem_authorization("code", "r", LIFETIMES, NOW, |_| false).await.unwrap(), None);
-    assert_eq!(store.redeem_authorization("code", "r", LIFETIMES, NOW, |_| true).await.unwrap(), None);
+    assert_eq!(
+        store
+            .redeem_authorization("code", "r", LIFETIMES, NOW, |_| false)
+            .await
+            .unwrap(),
+        None
+    );
+    assert_eq!(
+        store
+            .redeem_authorization("code", "r", LIFETIMES, NOW, |_| true)
+            .await
+            .unwrap(),
+        None
+    );
     store.add_authorization("late", &bound, NOW).await.unwrap();
-    assert_eq!(store.redeem_authorization("late", "r", LIFETIMES, NOW + 60, |_| true).await.unwrap(), None);
+    assert_eq!(
+        store
+            .redeem_authorization("late", "r", LIFETIMES, NOW + 60, |_| true)
+            .await
+            .unwrap(),
+        None
+    );
 }
 
 #[tokio::test]
 async fn whoever_listens_hears_of_what_concerns_rights_and_reads_the_new() {
     let store = with_user("alice").await;
     let mut changes = store.changes();
-    store.register(&edge(), false, "t", NOW, NOW + 60).await.unwrap();
+    store
+        .register(&edge(), false, "t", NOW, NOW + 60)
+        .await
+        .unwrap();
     assert!(changes.has_changed().unwrap());
     changes.mark_unchanged();
-    store.agent_connected(&edge(), &hello("v1"), NOW).await.unwrap();
-    assert!(!changes.has_changed().unwrap(), "nothing is decided on a membership's state");
-    assert_eq!(store.membership(&edge()).await.unwrap().unwrap().connected_since, Some(NOW));
+    store
+        .agent_connected(&edge(), &hello("v1"), NOW)
+        .await
+        .unwrap();
+    assert!(
+        !changes.has_changed().unwrap(),
+        "nothing is decided on a membership's state"
+    );
+    assert_eq!(
+        store
+            .membership(&edge())
+            .await
+            .unwrap()
+            .unwrap()
+            .connected_since,
+        Some(NOW)
+    );
 
-    assert!(!store.user("alice").await.unwrap().unwrap().groups.contains(&"dev".to_owned()));
-    store.change_groups("alice", &["dev".into()], &[]).await.unwrap();
+    assert!(
+        !store
+            .user("alice")
+            .await
+            .unwrap()
+            .unwrap()
+            .groups
+            .contains(&"dev".to_owned())
+    );
+    store
+        .change_groups("alice", &["dev".into()], &[])
+        .await
+        .unwrap();
     assert!(changes.has_changed().unwrap());
     assert_eq!(store.user("alice").await.unwrap().unwrap().groups, ["dev"]);
 }
@@ -361,7 +705,10 @@ async fn whoever_listens_hears_of_what_concerns_rights_and_reads_the_new() {
 #[tokio::test]
 async fn what_is_asked_for_often_costs_no_sql() {
     let store = with_user("alice").await;
-    store.register(&edge(), false, "t", NOW, NOW + 60).await.unwrap();
+    store
+        .register(&edge(), false, "t", NOW, NOW + 60)
+        .await
+        .unwrap();
     let ask = || async {
         (
             store.user("alice").await.unwrap(),
@@ -380,7 +727,7 @@ async fn what_is_asked_for_often_costs_no_sql() {
 /// A read that began before a write and ends after it is not remembered.
 #[test]
 fn regression_a_late_reader_does_not_remember_the_old() {
-    let cache = cache::Cache::default();
+    let cache = Cache::default();
     let project = project();
     let writes = cache.recall::<Policy>(&project).unwrap_err();
     cache.changed();
@@ -395,17 +742,43 @@ async fn a_full_database_says_so_and_keeps_what_it_had() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("t.db");
     let store = Store::open(&file).await.unwrap();
-    store.create_project(&project(), &alice(), NOW).await.unwrap();
-    sqlx::query("PRAGMA max_page_count = 1").execute(&store.inner.writer).await.unwrap();
+    store
+        .create_project(&project(), &alice(), NOW)
+        .await
+        .unwrap();
+    sqlx::query("PRAGMA max_page_count = 1")
+        .execute(&store.inner.writer)
+        .await
+        .unwrap();
     let mut policy = store.policy(&project()).await.unwrap().unwrap();
-    let members = (0..10_000).map(|n| Principal::User(format!("user-{n:0>100}"))).collect();
-    policy.bindings.push(Binding { role: Role::GatewayReader, members });
+    let members = (0..10_000)
+        .map(|n| Principal::User(format!("user-{n:0>100}")))
+        .collect();
+    policy.bindings.push(Binding {
+        role: Role::GatewayReader,
+        members,
+    });
     let error = store.set_policy(&project(), &policy).await.unwrap_err();
-    assert!(matches!(&error, ProjectError::Store(StoreError::Full(named, _)) if *named == file), "{error:?}");
+    assert!(
+        matches!(&error, ProjectError::Store(StoreError::Full(named, _)) if *named == file),
+        "{error:?}"
+    );
     assert!(error.to_string().contains("t.db is full"), "{error}");
-    assert_eq!(store.policy(&project()).await.unwrap().unwrap().bindings.len(), 1);
+    assert_eq!(
+        store
+            .policy(&project())
+            .await
+            .unwrap()
+            .unwrap()
+            .bindings
+            .len(),
+        1
+    );
     // The writer goes on.
-    store.register(&edge(), false, "t", NOW, NOW + 60).await.unwrap();
+    store
+        .register(&edge(), false, "t", NOW, NOW + 60)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -413,13 +786,32 @@ async fn a_locked_database_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("t.db");
     let store = Store::open(&file).await.unwrap();
-    sqlx::query("PRAGMA busy_timeout = 0").execute(&store.inner.writer).await.unwrap();
-    let mut other = SqliteConnectOptions::new().filename(&file).connect().await.unwrap();
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
-    let error = store.create_project(&project(), &alice(), NOW).await.unwrap_err();
-    assert!(matches!(&error, ProjectError::Store(StoreError::Locked(named, _)) if *named == file), "{error:?}");
+    sqlx::query("PRAGMA busy_timeout = 0")
+        .execute(&store.inner.writer)
+        .await
+        .unwrap();
+    let mut other = SqliteConnectOptions::new()
+        .filename(&file)
+        .connect()
+        .await
+        .unwrap();
+    sqlx::query("BEGIN IMMEDIATE")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    let error = store
+        .create_project(&project(), &alice(), NOW)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, ProjectError::Store(StoreError::Locked(named, _)) if *named == file),
+        "{error:?}"
+    );
     sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
-    store.create_project(&project(), &alice(), NOW).await.unwrap();
+    store
+        .create_project(&project(), &alice(), NOW)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -431,7 +823,9 @@ async fn what_is_no_database_is_named_and_left() {
     let error = Store::open(&file).await.unwrap_err();
     assert!(matches!(error, StoreError::Damaged(..)), "{error:?}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
-    let error = Store::open(&dir.path().join("none").join("t.db")).await.unwrap_err();
+    let error = Store::open(&dir.path().join("none").join("t.db"))
+        .await
+        .unwrap_err();
     assert!(matches!(error, StoreError::Open(..)), "{error:?}");
 }
 
@@ -440,7 +834,10 @@ async fn what_was_written_is_there_again() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("t.db");
     let store = Store::open(&file).await.unwrap();
-    store.create_project(&project(), &alice(), NOW).await.unwrap();
+    store
+        .create_project(&project(), &alice(), NOW)
+        .await
+        .unwrap();
     let before = store.policy(&project()).await.unwrap();
     store.close().await;
     drop(store);

@@ -60,11 +60,12 @@ impl Store {
             Ok(user) => return Ok(user),
             Err(writes) => writes,
         };
-        let found = sqlx::query("SELECT name, disabled, operator, created FROM users WHERE name = $1")
-            .bind(&name)
-            .fetch_optional(self.reader())
-            .await
-            .map_err(|error| self.error(error))?;
+        let found =
+            sqlx::query("SELECT name, disabled, operator, created FROM users WHERE name = $1")
+                .bind(&name)
+                .fetch_optional(self.reader())
+                .await
+                .map_err(|error| self.error(error))?;
         let user = match found {
             None => None,
             Some(row) => {
@@ -89,17 +90,29 @@ impl Store {
     pub async fn users(&self) -> Result<Vec<User>, StoreError> {
         let read = async {
             let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
-            let rows = sqlx::query("SELECT user_name, group_name FROM user_groups ORDER BY group_name")
-                .fetch_all(self.reader())
-                .await?;
+            let rows =
+                sqlx::query("SELECT user_name, group_name FROM user_groups ORDER BY group_name")
+                    .fetch_all(self.reader())
+                    .await?;
             for row in rows {
-                groups.entry(row.try_get(0)?).or_default().push(row.try_get(1)?);
+                groups
+                    .entry(row.try_get(0)?)
+                    .or_default()
+                    .push(row.try_get(1)?);
             }
-            let rows = sqlx::query("SELECT name, disabled, operator, created FROM users ORDER BY name")
-                .fetch_all(self.reader())
-                .await?;
+            let rows =
+                sqlx::query("SELECT name, disabled, operator, created FROM users ORDER BY name")
+                    .fetch_all(self.reader())
+                    .await?;
             rows.iter()
-                .map(|row| user(row, groups.remove(&row.try_get::<String, _>(0)?).unwrap_or_default()))
+                .map(|row| {
+                    user(
+                        row,
+                        groups
+                            .remove(&row.try_get::<String, _>(0)?)
+                            .unwrap_or_default(),
+                    )
+                })
                 .collect::<Result<_, _>>()
         };
         read.await.map_err(|error| self.error(error))
@@ -125,8 +138,10 @@ impl Store {
         if made.rows_affected() == 0 {
             return Err(UserError::Exists(new.name.clone()));
         }
-        self.insert_groups(&mut transaction, &new.name, &new.groups).await?;
-        self.replace_code(&mut transaction, &new.name, code, expires).await?;
+        self.insert_groups(&mut transaction, &new.name, &new.groups)
+            .await?;
+        self.replace_code(&mut transaction, &new.name, code, expires)
+            .await?;
         Ok(self.commit(transaction, Concern::Rights).await?)
     }
 
@@ -143,17 +158,26 @@ impl Store {
         .fetch_one(&mut *transaction)
         .await
         .map_err(|error| self.error(error))?;
-        let operator: Option<bool> = sqlx::query_scalar("SELECT operator FROM users WHERE name = $1")
-            .bind(name)
-            .fetch_optional(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+        let operator: Option<bool> =
+            sqlx::query_scalar("SELECT operator FROM users WHERE name = $1")
+                .bind(name)
+                .fetch_optional(&mut *transaction)
+                .await
+                .map_err(|error| self.error(error))?;
         match operator {
             None => return Err(UserError::Unknown(name.to_owned())),
-            Some(true) if disabled && operators == 0 => return Err(UserError::LastOperator(name.to_owned())),
+            Some(true) if disabled && operators == 0 => {
+                return Err(UserError::LastOperator(name.to_owned()));
+            }
             Some(_) => {}
         }
-        self.execute_for(&mut transaction, "UPDATE users SET disabled = $2 WHERE name = $1", name, disabled).await?;
+        self.execute_for(
+            &mut transaction,
+            "UPDATE users SET disabled = $2 WHERE name = $1",
+            name,
+            disabled,
+        )
+        .await?;
         if disabled {
             self.sign_out(&mut transaction, name).await?;
         }
@@ -164,7 +188,12 @@ impl Store {
     ///
     /// # Errors
     /// See [`UserError`].
-    pub async fn reset_password(&self, name: &str, code: &str, expires: u64) -> Result<(), UserError> {
+    pub async fn reset_password(
+        &self,
+        name: &str,
+        code: &str,
+        expires: u64,
+    ) -> Result<(), UserError> {
         let mut transaction = self.begin().await?;
         let found = sqlx::query("UPDATE users SET password = NULL WHERE name = $1")
             .bind(name)
@@ -175,7 +204,8 @@ impl Store {
             return Err(UserError::Unknown(name.to_owned()));
         }
         self.sign_out(&mut transaction, name).await?;
-        self.replace_code(&mut transaction, name, code, expires).await?;
+        self.replace_code(&mut transaction, name, code, expires)
+            .await?;
         Ok(self.commit(transaction, Concern::Tokens).await?)
     }
 
@@ -183,7 +213,12 @@ impl Store {
     ///
     /// # Errors
     /// See [`UserError`].
-    pub async fn change_groups(&self, name: &str, add: &[String], remove: &[String]) -> Result<(), UserError> {
+    pub async fn change_groups(
+        &self,
+        name: &str,
+        add: &[String],
+        remove: &[String],
+    ) -> Result<(), UserError> {
         let mut transaction = self.begin().await?;
         let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM users WHERE name = $1")
             .bind(name)
@@ -234,15 +269,23 @@ impl Store {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn redeem_code(&self, name: &str, code: &str, password: &str, now: u64) -> Result<bool, StoreError> {
+    pub async fn redeem_code(
+        &self,
+        name: &str,
+        code: &str,
+        password: &str,
+        now: u64,
+    ) -> Result<bool, StoreError> {
         let mut transaction = self.begin().await?;
-        let used = sqlx::query("DELETE FROM one_time_codes WHERE user_name = $1 AND hash = $2 AND expires > $3")
-            .bind(name)
-            .bind(hash(code))
-            .bind(sql(now))
-            .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+        let used = sqlx::query(
+            "DELETE FROM one_time_codes WHERE user_name = $1 AND hash = $2 AND expires > $3",
+        )
+        .bind(name)
+        .bind(hash(code))
+        .bind(sql(now))
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| self.error(error))?;
         if used.rows_affected() == 0 {
             return Ok(false);
         }
@@ -297,11 +340,20 @@ impl Store {
     }
 
     /// Ends every sign-in, those that are under way included.
-    async fn sign_out(&self, transaction: &mut Transaction<'static, Sqlite>, name: &str) -> Result<(), StoreError> {
-        for query in
-            ["DELETE FROM refresh_families WHERE user_name = $1", "DELETE FROM authorization_codes WHERE user_name = $1"]
-        {
-            sqlx::query(query).bind(name).execute(&mut **transaction).await.map_err(|error| self.error(error))?;
+    async fn sign_out(
+        &self,
+        transaction: &mut Transaction<'static, Sqlite>,
+        name: &str,
+    ) -> Result<(), StoreError> {
+        for query in [
+            "DELETE FROM refresh_families WHERE user_name = $1",
+            "DELETE FROM authorization_codes WHERE user_name = $1",
+        ] {
+            sqlx::query(query)
+                .bind(name)
+                .execute(&mut **transaction)
+                .await
+                .map_err(|error| self.error(error))?;
         }
         Ok(())
     }
