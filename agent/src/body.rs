@@ -1,7 +1,4 @@
 //! The agent's bodies: what it answers with, and what it passes upstream.
-//!
-//! hyper reports a stream that was reset with CANCEL as a body that ended. For an upload that would be a
-//! shorter upload, and for an upgraded stream a clean goodbye: [`Strict`] tells the two apart.
 
 use std::{
     fmt,
@@ -35,42 +32,9 @@ pub fn empty() -> Boxed {
         .boxed_unsync()
 }
 
-/// A body of a tunnel's stream, for which a reset is an error and not an end.
-#[derive(Debug)]
-pub struct Strict<B>(pub B);
-
-impl<B> Body for Strict<B>
-where
-    B: Body<Data = Bytes> + Unpin,
-    B::Error: fmt::Display,
-{
-    type Data = Bytes;
-    type Error = Aborted;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
-        Poll::Ready(match ready!(Pin::new(&mut self.0).poll_frame(cx)) {
-            Some(frame) => Some(frame.map_err(|e| Aborted(e.to_string()))),
-            // Only a stream that was really finished says so.
-            None if self.0.is_end_stream() => None,
-            None => Some(Err(Aborted("the far end reset the stream".to_owned()))),
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
-    }
-}
-
 /// A request's body on its way upstream: refuses trailers that name an identity, and tells when it was sent.
 pub struct Upload<B> {
-    body: FromTunnel<Strict<B>>,
+    body: FromTunnel<B>,
     tainted: Arc<OnceLock<String>>,
     sent: Option<oneshot::Sender<()>>,
 }
@@ -106,7 +70,7 @@ where
         };
         (
             Self {
-                body: FromTunnel(Strict(body)),
+                body: FromTunnel(body),
                 tainted,
                 sent: tell,
             },

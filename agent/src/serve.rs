@@ -15,7 +15,7 @@ use towline_proto::{
 };
 
 use crate::{
-    body::{Boxed, Holding, Strict, Upload, text},
+    body::{Boxed, Holding, Upload, text},
     guard::{Denied, Guard, Impersonation},
     upstream::{Answer, Outbound, SendError, Upstream},
 };
@@ -141,7 +141,7 @@ where
             over.cancelled().await;
             "the agent ended the session".to_owned()
         };
-        let ended = upgraded::join(TokioIo::new(connection), Strict(incoming), sender, kill).await;
+        let ended = upgraded::join(TokioIo::new(connection), incoming, sender, kill).await;
         let Aborted(reason) = ended.aborted.unwrap_or_else(|| Aborted(String::new()));
         tracing::debug!(
             request = caller.request_id(),

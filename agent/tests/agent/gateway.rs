@@ -180,7 +180,10 @@ impl Gateway {
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> hyper::Result<Response<Incoming>> {
-        self.sender.clone().send_request(request).await
+        let answer = self.sender.clone().send_request(request);
+        tokio::time::timeout(std::time::Duration::from_secs(20), answer)
+            .await
+            .expect("no answer")
     }
 
     pub(crate) async fn get(&self, path: &str) -> hyper::Result<Response<Incoming>> {

@@ -5,7 +5,10 @@ use http::HeaderMap;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use towline_agent::body;
-use towline_proto::{body::Aborted, wire};
+use towline_proto::{
+    body::{Aborted, FromTunnel},
+    wire,
+};
 
 use crate::{
     apiserver::ApiServer,
@@ -230,4 +233,19 @@ async fn a_cut_session_lets_go_of_everything_upstream() {
     watch.body_mut().frame().await.unwrap().unwrap();
     drop((gateway, watch));
     eventually("the watch is closed", async || server.watches() == 0).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_before_the_upload_ends_is_whole() {
+    let server = ApiServer::start().await;
+    let gateway = Gateway::open(server.upstream().await).await;
+    for _ in 0..200 {
+        let (sender, request) = Gateway::streaming(gateway.request("POST", "/api", ""));
+        let response = gateway.send(request).await.unwrap();
+        // The stream's reset, which is to say that the rest of the upload is of no interest, has
+        // come by now.
+        sender.closed().await;
+        let body = FromTunnel(response.into_body()).collect().await;
+        assert_eq!(body.unwrap().to_bytes(), "ok");
+    }
 }
