@@ -40,13 +40,19 @@ enum Input {
     Pipe,
 }
 
+impl Input {
+    const fn stays_open(&self) -> bool {
+        matches!(self, Self::Pipe)
+    }
+}
+
 impl Cmd {
     /// `program` with a clean environment, no input, and a limit of a minute.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let kept = KEPT.iter().filter_map(|name| Some((OsString::from(name), place::variable(name)?.into())));
         Self {
             words: vec![program.as_ref().to_owned()],
-            env: kept.collect(),
+            env: kept.chain([(OsString::from("NO_COLOR"), OsString::from("1"))]).collect(),
             input: Input::Nothing,
             directory: None,
             limit: Duration::from_secs(60),
@@ -206,13 +212,11 @@ impl Cmd {
         command.stdout(File::create(&out).expect("a log can be written"));
         command.stderr(File::create(&err).expect("a log can be written"));
         let mut child = spawn(command).unwrap_or_else(|e| panic!("cannot start {self}: {e}"));
-        let stdin = child.stdin.take();
-        if let (Input::Bytes(bytes), Some(mut stdin)) = (&self.input, stdin) {
+        let mut stdin = child.stdin.take();
+        if let (Input::Bytes(bytes), Some(mut stdin)) = (&self.input, stdin.take_if(|_| !self.input.stays_open())) {
             let bytes = bytes.clone();
             thread::spawn(move || stdin.write_all(&bytes).ok());
-            return Program::new(self.to_string(), child, None, out, err);
         }
-        let stdin = matches!(self.input, Input::Pipe).then(|| child.stdin.take()).flatten();
         Program::new(self.to_string(), child, stdin, out, err)
     }
 

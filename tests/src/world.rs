@@ -84,7 +84,7 @@ impl World {
         let binding = format!("towline-it-{user}-{cluster_role}");
         let command = format!("create clusterrolebinding {binding} --clusterrole {cluster_role} --user {user}");
         let said = cluster.kubectl(&command).run();
-        assert!(said.code == Some(0) || said.stderr.contains("AlreadyExists"), "{said}");
+        assert!(said.code == Some(0) || said.stderr.contains("already exists"), "{said}");
     }
 }
 
@@ -180,24 +180,25 @@ fn server_image(cluster: &Cluster) -> &'static str {
     NAME
 }
 
+/// Runs the pod and service `server` in a namespace: `tests/clients/server`, HTTPS on port 443, an echo on 7000.
+#[track_caller]
+pub fn run_server(cluster: &Cluster, namespace: &str) {
+    let image = server_image(cluster);
+    let kubectl = |words: &str| cluster.kubectl(&format!("-n {namespace} {words}"));
+    kubectl(&format!("run server --image {image} --image-pull-policy Never --restart Never"))
+        .args(["--overrides", r#"{"spec":{"terminationGracePeriodSeconds":0}}"#, "--", ":8443"])
+        .ok();
+    kubectl("expose pod server --port 443 --target-port 8443").ok();
+    kubectl("wait --for condition=Ready pod/server --timeout 30s").ok();
+    let path = format!("/api/v1/namespaces/{namespace}/services/https:server:443/proxy/echo/");
+    wait_until("the server answers", CONNECTED, || cluster.kubectl("get --raw").arg(&path).run().code == Some(0));
+}
+
 impl Shared {
-    /// The pod and service `server`: `tests/clients/server`, over HTTPS on port 443.
+    /// See [`run_server`]; once for all tests of a binary.
     #[track_caller]
     pub fn server(&self) {
         static MADE: std::sync::Once = std::sync::Once::new();
-        MADE.call_once(|| {
-            let image = server_image(&self.cluster);
-            let namespace = &self.namespace;
-            let kubectl = |words: &str| self.cluster.kubectl(&format!("-n {namespace} {words}"));
-            kubectl(&format!("run server --image {image} --image-pull-policy Never --restart Never"))
-                .args(["--overrides", r#"{"spec":{"terminationGracePeriodSeconds":0}}"#, "--", ":8443"])
-                .ok();
-            kubectl("expose pod server --port 443 --target-port 8443").ok();
-            kubectl("wait --for condition=Ready pod/server --timeout 30s").ok();
-            let path = format!("/api/v1/namespaces/{namespace}/services/https:server:443/proxy/echo/");
-            wait_until("the server answers", CONNECTED, || {
-                self.cluster.kubectl("get --raw").arg(&path).run().code == Some(0)
-            });
-        });
+        MADE.call_once(|| run_server(&self.cluster, &self.namespace));
     }
 }

@@ -180,7 +180,7 @@ fn attach_reads_and_writes() {
     let shared = shared();
     for (name, protocol) in [("attach-websocket", Protocol::WebSocket), ("attach-spdy", Protocol::Spdy)] {
         shared
-            .kubectl(&format!("run {name} --image {BUSYBOX} --image-pull-policy Never --restart Never --stdin"))
+            .kubectl(&format!("run {name} --image {BUSYBOX} --image-pull-policy Never --restart Never --stdin --attach=false"))
             .args(["--", "sh", "-c", "while read line; do echo \"got $line\"; done; sleep 1000"])
             .ok();
         shared.kubectl(&format!("wait --for condition=Ready pod/{name} --timeout 30s")).ok();
@@ -206,7 +206,7 @@ fn port_forward(kubectl: Kubectl, protocol: Protocol, words: &str) -> (Program, 
 
 #[test]
 fn port_forward_carries_many_connections_at_once() {
-    pod("echo", BUSYBOX, &["nc", "-lk", "-p", "7000", "-e", "cat"]);
+    shared().server();
     for (kubectl, protocol) in [
         (Kubectl::Current, Protocol::WebSocket),
         (Kubectl::Current, Protocol::Spdy),
@@ -214,7 +214,7 @@ fn port_forward_carries_many_connections_at_once() {
         (Kubectl::V1_31, Protocol::Spdy),
         (Kubectl::V1_29, Protocol::Spdy),
     ] {
-        let (mut forward, port) = port_forward(kubectl, protocol, "pod/echo :7000");
+        let (mut forward, port) = port_forward(kubectl, protocol, "pod/server :7000");
         thread::scope(|scope| {
             for n in 0..48_u8 {
                 scope.spawn(move || echoed_whole(port, n));

@@ -13,7 +13,7 @@ use tests::{
     place,
     user::{Kubectl, Protocol},
     wait_until,
-    world::{BUSYBOX, POD, new_namespace},
+    world::{BUSYBOX, POD, new_namespace, run_server},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,8 +24,9 @@ fn namespace() -> &'static str {
         let cluster = Cluster::with_node();
         let name = new_namespace(&cluster);
         let run = cluster.kubectl(&format!("-n {name} run {POD} --image {BUSYBOX} --image-pull-policy Never"));
-        run.args(["--restart", "Never", "--", "sh", "-c", "nc -lk -p 7000 -e cat & sleep 100000"]).ok();
+        run.args(["--restart", "Never", "--", "sh", "-c", "sleep 100000"]).ok();
         cluster.kubectl(&format!("-n {name} wait --for condition=Ready pod/{POD} --timeout 60s")).ok();
+        run_server(&cluster, &name);
         name
     });
     &NAMESPACE
@@ -154,7 +155,7 @@ fn cp_works(user: &User, protocol: Protocol, name: &str, size: u64) {
 }
 
 fn port_forward_works(user: &User, protocol: Protocol) {
-    let forward = user.kubectl_of(Kubectl::Current, protocol, &format!("port-forward {POD} :7000"));
+    let forward = user.kubectl_of(Kubectl::Current, protocol, &format!("port-forward server :7000"));
     let mut forward = forward.start("port-forward");
     let line = forward.line("the local port", PATIENCE, |line| line.starts_with("Forwarding from 127.0.0.1:"));
     let port: u16 = line.trim_start_matches("Forwarding from 127.0.0.1:").split(' ').next().unwrap().parse().unwrap();

@@ -8,6 +8,8 @@
 //	GET  /apis/it.towline.test/v1/redirect?to=URL
 //	GET  /apis/it.towline.test/v1/abort       half a body, then a broken connection
 //
+// And port 7000 sends back what it gets.
+//
 // The same paths answer without the prefix, through a service's proxy.
 package main
 
@@ -23,6 +25,7 @@ import (
 	"io"
 	"log"
 	"math/big"
+	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -33,6 +36,11 @@ import (
 const prefix = "/apis/it.towline.test/v1"
 
 func main() {
+	echo, err := net.Listen("tcp", ":7000")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go sendBack(echo)
 	certificate, err := selfSigned()
 	if err != nil {
 		log.Fatal(err)
@@ -44,6 +52,19 @@ func main() {
 		ReadHeaderTimeout: time.Minute,
 	}
 	log.Fatal(server.ListenAndServeTLS("", ""))
+}
+
+func sendBack(listener net.Listener) {
+	for {
+		connection, err := listener.Accept()
+		if err != nil {
+			log.Fatal(err)
+		}
+		go func() {
+			defer connection.Close()
+			io.Copy(connection, connection)
+		}()
+	}
 }
 
 func serve(w http.ResponseWriter, r *http.Request) {
