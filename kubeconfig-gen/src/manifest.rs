@@ -88,6 +88,15 @@ fn objects(agent: &Agent<'_>) -> Vec<Value> {
     let account = json!([{"kind": "ServiceAccount", "name": AGENT, "namespace": namespace}]);
     let named = |name: &str| json!({"name": name, "namespace": namespace, "labels": labels()});
     let cluster_wide = |name: &str| json!({"name": name, "labels": labels()});
+    // What is cluster-wide is told apart where a cluster has agents in several namespaces.
+    let (agent_role, impersonate_role) = if namespace == DEFAULT_NAMESPACE {
+        (AGENT.to_owned(), IMPERSONATE.to_owned())
+    } else {
+        (
+            format!("{AGENT}-{namespace}"),
+            format!("{IMPERSONATE}-{namespace}"),
+        )
+    };
     let bound = |role: &str, kind: &str| json!({"apiGroup": RBAC, "kind": kind, "name": role});
     let mut objects = vec![
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": cluster_wide(namespace)}),
@@ -125,7 +134,7 @@ fn objects(agent: &Agent<'_>) -> Vec<Value> {
         json!({
             "apiVersion": RBAC_V1,
             "kind": "ClusterRole",
-            "metadata": cluster_wide(AGENT),
+            "metadata": cluster_wide(&agent_role),
             "rules": [{
                 "apiGroups": [""],
                 "resources": ["namespaces"],
@@ -136,22 +145,22 @@ fn objects(agent: &Agent<'_>) -> Vec<Value> {
         json!({
             "apiVersion": RBAC_V1,
             "kind": "ClusterRoleBinding",
-            "metadata": cluster_wide(AGENT),
-            "roleRef": bound(AGENT, "ClusterRole"),
+            "metadata": cluster_wide(&agent_role),
+            "roleRef": bound(&agent_role, "ClusterRole"),
             "subjects": account,
         }),
     ];
     objects.push(json!({
         "apiVersion": RBAC_V1,
         "kind": "ClusterRole",
-        "metadata": cluster_wide(IMPERSONATE),
+        "metadata": cluster_wide(&impersonate_role),
         "rules": impersonation(agent.impersonate),
     }));
     objects.push(json!({
         "apiVersion": RBAC_V1,
         "kind": "ClusterRoleBinding",
-        "metadata": cluster_wide(IMPERSONATE),
-        "roleRef": bound(IMPERSONATE, "ClusterRole"),
+        "metadata": cluster_wide(&impersonate_role),
+        "roleRef": bound(&impersonate_role, "ClusterRole"),
         "subjects": account,
     }));
     objects.push(deployment(agent));
@@ -248,6 +257,9 @@ fn labels() -> Value {
     json!({"app.kubernetes.io/name": AGENT, "app.kubernetes.io/part-of": "towline"})
 }
 
+/// Where the agent runs unless another namespace is named.
+pub const DEFAULT_NAMESPACE: &str = "towline";
+
 const AGENT: &str = "towline-agent";
 const REGISTRATION: &str = "towline-agent-registration";
 const KEY: &str = "towline-agent-key";
@@ -327,6 +339,24 @@ mod tests {
                 .len(),
             1
         );
+    }
+
+    #[test]
+    fn agents_in_other_namespaces_have_roles_of_their_own() {
+        let impersonate = named(&["alice"], &[]);
+        let agent = Agent {
+            registration: "x",
+            image: "agent:1",
+            namespace: "other",
+            impersonate: &impersonate,
+        };
+        let objects: Vec<Value> =
+            serde_saphyr::from_str_multiple(&render(&agent).unwrap()).unwrap();
+        for kind in ["ClusterRole", "ClusterRoleBinding"] {
+            for name in ["towline-agent-other", "gateway-impersonate-other"] {
+                find(&objects, kind, name);
+            }
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ pub fn nearest<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Opt
     names
         .into_iter()
         .map(|name| (distance(typed, name), name))
-        .filter(|(distance, name)| *distance <= 1.max(name.len().min(typed.len()) / 3))
+        .filter(|(distance, name)| *distance <= 1.max(name.len().min(typed.len()) / 2))
         .min()
         .map(|(_, name)| name)
 }
@@ -40,6 +40,7 @@ mod tests {
         let names = ["prod", "staging", "dev"];
         assert_eq!(nearest("prd", names), Some("prod"));
         assert_eq!(nearest("stagign", names), Some("staging"));
+        assert_eq!(nearest("pord", names), Some("prod"));
         assert_eq!(nearest("cluster", names), None);
     }
 }

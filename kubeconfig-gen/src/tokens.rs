@@ -221,12 +221,11 @@ impl Tokens {
         let path = self.path.with_extension("lock");
         let error = |e| TokensError::Lock(path.clone(), e);
         atomic::make_private_dir(path.parent().unwrap_or_else(|| Path::new("."))).map_err(error)?;
-        let file = fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(error)?;
+        let mut options = fs::OpenOptions::new();
+        options.create(true).truncate(false).write(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(&path).map_err(error)?;
         let deadline = tokio::time::Instant::now() + LOCK_WAIT;
         loop {
             match file.try_lock() {

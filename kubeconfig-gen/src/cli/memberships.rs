@@ -100,7 +100,7 @@ pub struct Register {
     #[arg(long, requires = "manifest", default_value = concat!("towline-agent:", env!("CARGO_PKG_VERSION")))]
     pub image: String,
     /// The namespace for the agent
-    #[arg(long, requires = "manifest", default_value = "towline")]
+    #[arg(long, requires = "manifest", default_value = crate::manifest::DEFAULT_NAMESPACE)]
     pub namespace: MembershipId,
     /// Whom the agent may impersonate.
     #[command(flatten)]

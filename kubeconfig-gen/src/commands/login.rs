@@ -3,14 +3,16 @@
 use std::io::{self, IsTerminal};
 
 use secrecy::ExposeSecret;
-use towline_proto::api::{WhoAmIRequest, WhoAmIResponse};
+use towline_proto::api::{
+    ListProjectsRequest, ListProjectsResponse, WhoAmIRequest, WhoAmIResponse,
+};
 
 use super::{
     Error,
-    context::{Context, Known, ask, ask_secret, call, refused, secret_file, secret_stdin},
+    context::{Context, Known, ask, ask_secret, call, list, refused, secret_file, secret_stdin},
 };
 use crate::{
-    api::{self, CallError},
+    api::{self, Api, CallError},
     browser,
     cli::Login,
     clock,
@@ -192,25 +194,38 @@ async fn greet(context: &Context, known: &Known) -> Result<(), Error> {
         text.push_str(&format!(" ({})", me.roles.join(", ")));
     }
     text.push_str(".\n");
-    // A hint is not worth failing for.
-    let clusters = super::context::list(&api, None).await.unwrap_or_default();
-    text.push_str(&match clusters.as_slice() {
-        [] if me.roles.iter().any(|role| role == "gatewayOperator") => {
-            "Next: towline projects create NAME, then: towline memberships register NAME".to_owned()
-        }
-        [] => {
-            "There is no cluster that you may see: ask the owner of a project for a role, or run: \
-               towline memberships register NAME"
-                .to_owned()
-        }
-        [only] => format!("Next: towline get-credentials {}", only.id),
-        several => format!(
-            "Next: towline memberships list ({} clusters), then: towline get-credentials NAME",
-            several.len()
-        ),
-    });
+    text.push_str(&next(&api, &me).await);
     remark(&text);
     Ok(())
+}
+
+/// What to type next; a hint is not worth failing for.
+async fn next(api: &Api, me: &WhoAmIResponse) -> String {
+    let clusters = list(api, None).await.unwrap_or_default();
+    match clusters.as_slice() {
+        [only] => return format!("Next: towline get-credentials {}", only.id),
+        [_, _, ..] => {
+            let count = clusters.len();
+            return format!(
+                "Next: towline memberships list ({count} clusters), then: towline get-credentials NAME"
+            );
+        }
+        [] => {}
+    }
+    let projects: Result<ListProjectsResponse, Error> =
+        call(api, "Projects/List", &ListProjectsRequest {}).await;
+    let has_project = projects.is_ok_and(|list| !list.projects.is_empty());
+    let is_operator = me.roles.iter().any(|role| role == "gatewayOperator");
+    match (has_project, is_operator) {
+        (true, _) => "Next: towline memberships register NAME".to_owned(),
+        (false, true) => {
+            "Next: towline projects create NAME, then: towline memberships register NAME".to_owned()
+        }
+        (false, false) => {
+            "There is nothing that you may see yet: ask the owner of a project for a role."
+                .to_owned()
+        }
+    }
 }
 
 pub(super) async fn logout(context: &Context) -> Result<(), Error> {

@@ -38,6 +38,12 @@ pub(super) async fn run(context: &Context, command: ProjectsCommand) -> Result<(
         ProjectsCommand::List => {
             let answer: ListProjectsResponse =
                 call(&api, "Projects/List", &ListProjectsRequest {}).await?;
+            if answer.projects.is_empty() && context.output.is_for_people() {
+                remark(
+                    "No projects that you may see. Next, as a gateway operator: towline projects create NAME",
+                );
+                return Ok(());
+            }
             let now = clock::unix_now();
             let table = || {
                 let mut table = Table::new(["NAME", "AGE"]);

@@ -73,7 +73,11 @@ pub(super) async fn run(context: &Context, args: Register) -> Result<(), Error> 
     if to_stdout {
         context.output.text(&text)?;
     } else {
-        atomic::write(target, text.as_bytes())?;
+        atomic::write(target, text.as_bytes()).inspect_err(|_| {
+            remark(&format!(
+                "{name} is registered, but its token is lost: mend what is below, then add --renew."
+            ));
+        })?;
     }
     let left = answer.expires.map_or_else(String::new, |expires| {
         let left = u64::try_from(expires.seconds)

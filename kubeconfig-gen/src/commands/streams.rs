@@ -7,7 +7,7 @@ use super::{
     context::{Context, call},
     memberships::since,
 };
-use crate::{cli::StreamsCommand, clock, table::Table};
+use crate::{cli::StreamsCommand, clock, output::remark, table::Table};
 
 pub(super) async fn run(context: &Context, command: StreamsCommand) -> Result<(), Error> {
     let StreamsCommand::List { ended } = command;
@@ -18,6 +18,13 @@ pub(super) async fn run(context: &Context, command: StreamsCommand) -> Result<()
         ended,
     };
     let answer: ListStreamsResponse = call(&api, "Streams/List", &request).await?;
+    if answer.streams.is_empty() && context.output.is_for_people() {
+        remark(&format!(
+            "No {} streams in project {project}.",
+            if ended { "ended" } else { "running" }
+        ));
+        return Ok(());
+    }
     let wide = context.output.is_wide();
     let table = || {
         let now = clock::unix_now();

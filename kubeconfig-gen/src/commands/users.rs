@@ -7,10 +7,16 @@ use towline_proto::api::{
 
 use super::{
     Error,
-    context::{Context, call},
+    context::{Context, call, refused},
     memberships::since,
 };
-use crate::{api::Api, cli::UsersCommand, clock, output::remark, table::Table};
+use crate::{
+    api::{Api, CallError},
+    cli::UsersCommand,
+    clock,
+    output::remark,
+    table::Table,
+};
 
 pub(super) async fn run(context: &Context, command: UsersCommand) -> Result<(), Error> {
     let api = context.api()?;
@@ -25,7 +31,17 @@ pub(super) async fn run(context: &Context, command: UsersCommand) -> Result<(), 
                 groups,
                 operator,
             };
-            let answer: CreateUserResponse = call(&api, "Users/Create", &request).await?;
+            let answer: Result<CreateUserResponse, Error> =
+                call(&api, "Users/Create", &request).await;
+            let answer = answer.map_err(|error| match error {
+                Error::Call(CallError::Refused(refusal)) if refusal.code == "already_exists" => {
+                    refused(format!(
+                        "{refusal}; for a new one-time code run: towline users reset-password {}",
+                        request.name
+                    ))
+                }
+                other => other,
+            })?;
             remark(&format!("Created user {}.", request.name));
             let expires = answer.expires.as_ref();
             let text = || sign_in(&api, &request.name, &answer.one_time_code, expires);

@@ -361,7 +361,7 @@ impl State {
                 200,
                 &json!({"principal": "user:alice", "username": "alice", "roles": ["gatewayOperator"]}),
             ),
-            (None, "Memberships/List") => json_answer(200, &json!({})),
+            (None, "Memberships/List" | "Projects/List") => json_answer(200, &json!({})),
             (None, other) => panic!("nothing is scripted for {other}"),
         }
     }

@@ -89,7 +89,7 @@ fn a_manifest_goes_to_kubectl_and_what_it_means_to_the_user() {
     assert_eq!(documents[0]["metadata"]["name"], "ns");
     let rules = documents
         .iter()
-        .find(|d| d["metadata"]["name"] == "gateway-impersonate")
+        .find(|d| d["metadata"]["name"] == "gateway-impersonate-ns")
         .unwrap();
     assert_eq!(rules["rules"][0]["resourceNames"], json!(["alice", "bob"]));
     assert!(
