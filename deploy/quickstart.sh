@@ -103,6 +103,15 @@ as_cluster_admin() {
 	fi
 }
 
+# quietly COMMAND...: what single commands suggest as a next step is not the
+# reader's; what they say when they fail is.
+quietly() {
+	local said status=0
+	said=$("$@" 2>&1) || status=$?
+	[ "$status" -eq 0 ] || printf '%s\n' "$said" >&2
+	return "$status"
+}
+
 # --- up ----------------------------------------------------------------------
 
 timings=()
@@ -190,8 +199,10 @@ build_programs() {
 	build_static_programs
 	mkdir -p "$DIR/bin"
 	for program in towline-gateway towline-agent towline; do
-		cmp -s "$STATIC_PROGRAMS/$program" "$DIR/bin/$program" ||
-			install -m 755 "$STATIC_PROGRAMS/$program" "$DIR/bin/$program"
+		! cmp -s "$STATIC_PROGRAMS/$program" "$DIR/bin/$program" || continue
+		# Whatever runs the one before ends; a later step starts it again.
+		stop_all "${program#towline-}"
+		install -m 755 "$STATIC_PROGRAMS/$program" "$DIR/bin/$program"
 	done
 }
 
@@ -273,12 +284,12 @@ sign_in() {
 	local login=(towline login "$URL" --certificate-authority "$(from_init certificateAuthority)" --username "$USER_NAME")
 	# Kept before it is set: a run that is killed in between goes on with it.
 	[ -e "$DIR/password" ] || (umask 077 && head -c 24 /dev/urandom | base64 >"$DIR/password")
-	if [ ! -e "$DIR/password-is-set" ] && as_user "${login[@]}" --one-time-code "$(from_init oneTimeCode)" \
+	if [ ! -e "$DIR/password-is-set" ] && quietly as_user "${login[@]}" --one-time-code "$(from_init oneTimeCode)" \
 		--new-password-file "$DIR/password"; then
 		touch "$DIR/password-is-set"
 		return
 	fi
-	as_user "${login[@]}" --password-file "$DIR/password"
+	quietly as_user "${login[@]}" --password-file "$DIR/password"
 	touch "$DIR/password-is-set"
 }
 
@@ -288,7 +299,7 @@ membership() { as_user towline memberships describe "$NAME" --project "$PROJECT"
 register() {
 	local renew=()
 	! membership >/dev/null || renew=(--renew)
-	as_user towline memberships register "$NAME" --project "$PROJECT" "${renew[@]}" --force "$@"
+	quietly as_user towline memberships register "$NAME" --project "$PROJECT" "${renew[@]}" --force "$@"
 }
 
 agent_up() {
@@ -300,7 +311,7 @@ agent_up() {
 	fi
 	# The cluster's own RBAC has the last word: it knows the user by the name that the gateway gives.
 	as_cluster_admin get clusterrolebinding "$BINDING" >/dev/null 2>&1 ||
-		as_cluster_admin create clusterrolebinding "$BINDING" --clusterrole cluster-admin --user "$USER_NAME"
+		quietly as_cluster_admin create clusterrolebinding "$BINDING" --clusterrole cluster-admin --user "$USER_NAME"
 }
 
 agent_pod_up() {
@@ -316,16 +327,16 @@ agent_pod_up() {
 	if [ ! -e "$DIR/agent/applied" ] || ! as_cluster_admin get namespace towline >/dev/null 2>&1; then
 		rm -f "$DIR/agent/applied"
 		# An agent of an earlier gateway would keep that one's key.
-		as_cluster_admin delete namespace towline --ignore-not-found --timeout 60s
+		quietly as_cluster_admin delete namespace towline --ignore-not-found --timeout 60s
 		register --manifest "$DIR/agent/agent.yaml" --image "$image" --impersonate-users "$USER_NAME"
-		as_cluster_admin apply -f "$DIR/agent/agent.yaml"
+		quietly as_cluster_admin apply -f "$DIR/agent/agent.yaml"
 		printf '%s\n' "$image" >"$DIR/agent/applied"
 	elif [ "$(cat "$DIR/agent/applied")" != "$image" ]; then
 		sed -i "s#image: .*towline-agent:.*#image: $image#" "$DIR/agent/agent.yaml"
-		as_cluster_admin apply -f "$DIR/agent/agent.yaml"
+		quietly as_cluster_admin apply -f "$DIR/agent/agent.yaml"
 		printf '%s\n' "$image" >"$DIR/agent/applied"
 	fi
-	as_cluster_admin -n towline rollout status --timeout 60s deployment
+	quietly as_cluster_admin -n towline rollout status --timeout 60s deployment
 }
 
 agent_process_up() {
@@ -342,7 +353,7 @@ agent_process_up() {
 }
 
 get_credentials() {
-	as_user towline get-credentials "$NAME" --project "$PROJECT" --kubeconfig "$KUBECONFIG_FILE"
+	quietly as_user towline get-credentials "$NAME" --project "$PROJECT" --kubeconfig "$KUBECONFIG_FILE"
 }
 
 through_gateway() { as_user kubectl --request-timeout 15s "$@"; }
@@ -360,10 +371,10 @@ wait_for_answer() {
 pod_up() {
 	local image=busybox:latest policy=IfNotPresent
 	if ! through_gateway get pod "$POD" >/dev/null 2>&1; then
-		through_gateway run "$POD" --image "$image" --image-pull-policy "$policy" --restart Never \
+		quietly through_gateway run "$POD" --image "$image" --image-pull-policy "$policy" --restart Never \
 			--overrides '{"spec":{"terminationGracePeriodSeconds":0}}' -- sleep 1000000
 	fi
-	through_gateway wait --for condition=Ready --timeout 60s "pod/$POD"
+	quietly through_gateway wait --for condition=Ready --timeout 60s "pod/$POD"
 }
 
 # show: what a person would type, and what comes.
