@@ -78,7 +78,7 @@ enum Command {
     Init(Box<InitFlags>),
     /// Run the gateway
     #[command(after_help = KEYS)]
-    Run(RunFlags),
+    Run(Box<RunFlags>),
     /// Print a shell's completion script
     Completions {
         /// Which shell
