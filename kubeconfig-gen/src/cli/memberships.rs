@@ -157,6 +157,10 @@ pub struct GetCredentials {
     /// What to call contexts; {host}, {project}, {location} and {membership} are filled in
     #[arg(long, value_name = "TEMPLATE", value_parser = template)]
     pub context_name: Option<Template>,
+    /// Write the gateway's bare address as the server: for programs that drop a server's path. The exec
+    /// plugin's token leads to the one membership
+    #[arg(long)]
+    pub server_without_path: bool,
     /// Make it the current context (the default for a single one)
     #[arg(long, overrides_with = "no_set_current")]
     pub set_current: bool,

@@ -42,6 +42,7 @@ pub(super) async fn run(context: &Context, args: GetCredentials) -> Result<(), E
         let answer: Result<GenerateCredentialsResponse, Error> =
             call(&api, "Memberships/GenerateCredentials", &request).await;
         let server = match answer {
+            Ok(_) if args.server_without_path => known.url.to_string(),
             Ok(answer) => answer.server,
             // Seeing a membership in a list is less than being let in.
             Err(Error::Call(CallError::Refused(refusal)))
