@@ -1,7 +1,7 @@
 //! A gateway with its administrator; and the world that the tests of one topic share.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{LazyLock, Mutex},
     time::Duration,
 };
@@ -135,7 +135,13 @@ pub fn shared() -> &'static Shared {
 #[track_caller]
 pub fn new_namespace(cluster: &Cluster) -> String {
     let label = "towline.test/run";
-    cluster.kubectl(&format!("delete namespace -l {label} --wait=false --ignore-not-found")).ok();
+    for old in cluster.kubectl(&format!("get namespace -l {label} -o name")).ok().lines() {
+        // namespace/it-PID-NUMBER
+        let runs = old.split('-').nth(1).is_some_and(|pid| Path::new("/proc").join(pid).exists());
+        if !runs {
+            cluster.kubectl(&format!("delete {old} --wait=false --ignore-not-found")).ok();
+        }
+    }
     let name = format!("it-{}-{}", std::process::id(), crate::gateway::free_port());
     cluster.kubectl(&format!("create namespace {name}")).ok();
     cluster.kubectl(&format!("label namespace {name} {label}=yes")).ok();
