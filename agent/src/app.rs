@@ -35,7 +35,7 @@ use towline_proto::{
 use crate::{
     backoff::Backoff,
     cluster::{self, Cluster, ClusterError},
-    config::{Config, Enrolment},
+    config::{Config, Enrolment, KeyPlace},
     dial::{Dialer, DialerError},
     enrol::{self, KeyError, RedeemError},
     guard::{AllowedSystem, Guard},
@@ -138,12 +138,17 @@ impl Drop for Counted<'_> {
 /// # Errors
 /// See [`StartError`]; where the network is at fault, it is tried again until `shutdown`.
 pub async fn enrol(enrolment: Enrolment, shutdown: &CancellationToken) -> Result<(), StartError> {
-    let config = cluster::config(
-        enrolment.kubeconfig.as_deref(),
-        enrolment.context.as_deref(),
-    )
-    .await?;
-    let (key, _) = enrol::key(&enrolment.key, &Cluster::new(config)?).await?;
+    let (key, _) = match &enrolment.key {
+        KeyPlace::File(path) => enrol::key_in_file(path)?,
+        KeyPlace::Secret(name) => {
+            let (kubeconfig, context) = (
+                enrolment.kubeconfig.as_deref(),
+                enrolment.context.as_deref(),
+            );
+            let cluster = Cluster::new(cluster::config(kubeconfig, context).await?)?;
+            enrol::key_in_secret(name, &cluster).await?
+        }
+    };
     let Enrolment {
         registration,
         gateway,
@@ -189,7 +194,10 @@ impl App {
             ),
             None => None,
         };
-        let (key, key_is_new) = enrol::key(&key, &cluster).await?;
+        let (key, key_is_new) = match &key {
+            KeyPlace::File(path) => enrol::key_in_file(path)?,
+            KeyPlace::Secret(name) => enrol::key_in_secret(name, &cluster).await?,
+        };
         let opener = Opener::new(
             dialer,
             key,
@@ -265,16 +273,19 @@ impl App {
         let mut may_redeem = !self.key_is_new && self.registration.token.is_some();
         while !shutdown.is_cancelled() {
             let opening = async { self.opener.open(facts.fresh(&self.cluster).await).await };
+            let began = Instant::now();
             let opened = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 opened = opening => opened,
             };
+            let mut tried = began.elapsed();
             match opened {
                 Ok((opened, session)) => {
                     let began = Instant::now();
                     self.serve(opened, session, shutdown).await;
                     backoff.ended(began.elapsed());
+                    tried = Duration::ZERO;
                 }
                 Err(error) if error.refused() && may_redeem => {
                     // The key was stored, and the agent died before the token was redeemed; or the
@@ -287,7 +298,7 @@ impl App {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                () = sleep(backoff.wait()) => {}
+                () = sleep(backoff.wait(tried)) => {}
             }
         }
     }
@@ -389,7 +400,7 @@ async fn redeem(
         }
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = sleep(backoff.wait()) => {}
+            () = sleep(backoff.wait(Duration::ZERO)) => {}
         }
     }
 }

@@ -19,20 +19,23 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// How long an outage is young.
 const YOUNG: Duration = Duration::from_secs(5 * 60);
 
-/// A session that lived as long was a good one.
+/// A session that lived as long was a good one: the waits begin anew.
 const GOOD: Duration = Duration::from_secs(10);
+
+/// A session that lived as long shows that the outage is young again.
+const SEEN: Duration = Duration::from_secs(1);
 
 /// The waits between dials.
 #[derive(Debug)]
 pub struct Backoff {
-    last_good: Instant,
+    last_seen: Instant,
     next: Duration,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
         Self {
-            last_good: Instant::now(),
+            last_seen: Instant::now(),
             next: FIRST,
         }
     }
@@ -43,19 +46,23 @@ impl Backoff {
     pub fn ended(&mut self, lived: Duration) {
         if lived > GOOD {
             *self = Self::default();
+        } else if lived > SEEN {
+            self.last_seen = Instant::now();
         }
     }
 
-    /// The next wait, between half of what is due and all of it.
-    pub fn wait(&mut self) -> Duration {
-        let longest = if self.last_good.elapsed() < YOUNG {
+    /// The next wait after a try that took `tried`: between half of what is due and all of it, less the try
+    /// itself. A try that hung for long has been wait enough.
+    pub fn wait(&mut self, tried: Duration) -> Duration {
+        let longest = if self.last_seen.elapsed() < YOUNG {
             LONGEST_YOUNG
         } else {
             LONGEST
         };
         let due = self.next.min(longest);
         self.next = (due * 2).min(LONGEST);
-        due.mul_f64(0.5 + random_fraction() / 2.0)
+        let jittered = |time: Duration| time.mul_f64(0.5 + random_fraction() / 2.0);
+        jittered(due).saturating_sub(tried).max(jittered(FIRST))
     }
 }
 
@@ -76,12 +83,12 @@ mod tests {
     async fn doubles_to_three_seconds_then_to_thirty() {
         let mut backoff = Backoff::default();
         for due in [100, 200, 400, 800, 1600, 3000, 3000] {
-            let wait = backoff.wait().as_millis();
+            let wait = backoff.wait(Duration::ZERO).as_millis();
             assert!((due / 2..=due).contains(&wait), "{wait} for {due}");
         }
         tokio::time::advance(YOUNG).await;
         for due in [6000, 12_000, 24_000, 30_000, 30_000] {
-            let wait = backoff.wait().as_millis();
+            let wait = backoff.wait(Duration::ZERO).as_millis();
             assert!((due / 2..=due).contains(&wait), "{wait} for {due}");
         }
     }
@@ -90,12 +97,30 @@ mod tests {
     async fn a_good_session_resets_and_a_short_one_does_not() {
         let mut backoff = Backoff::default();
         for _ in 0..10 {
-            backoff.wait();
+            backoff.wait(Duration::ZERO);
         }
         backoff.ended(Duration::from_secs(9));
-        assert!(backoff.wait() >= LONGEST_YOUNG / 2);
+        assert!(backoff.wait(Duration::ZERO) >= LONGEST_YOUNG / 2);
         backoff.ended(Duration::from_secs(11));
-        assert!(backoff.wait() <= FIRST);
+        assert!(backoff.wait(Duration::ZERO) <= FIRST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gateway_that_keeps_dying_is_tried_as_one_that_has_just_died() {
+        let mut backoff = Backoff::default();
+        for _ in 0..20 {
+            tokio::time::advance(Duration::from_secs(60)).await;
+            backoff.ended(Duration::from_secs(5));
+            assert!(backoff.wait(Duration::ZERO) <= LONGEST_YOUNG);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_try_that_hung_has_been_wait_enough() {
+        let mut backoff = Backoff::default();
+        for _ in 0..10 {
+            assert!(backoff.wait(Duration::from_secs(10)) <= FIRST);
+        }
     }
 
     #[test]

@@ -10,14 +10,14 @@ use std::{io, path::Path};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use towline_proto::{
-    api::{RedeemRequest, RedeemResponse, from_json, to_json},
+    api::{RedeemRequest, RedeemResponse, from_newer_json, to_json},
     jws::{InvalidKeyPair, KeyPair},
     registration::Registration,
 };
 
 use crate::{
     cluster::{Cluster, ClusterError},
-    config::KeyPlace,
+    config::SecretName,
     dial::{self, DialError, Dialer},
 };
 
@@ -50,31 +50,33 @@ pub enum KeyError {
     Generate(#[source] InvalidKeyPair),
 }
 
-/// The agent's key, made and stored if there was none; whether it is new.
+/// The agent's key in a Secret, made and stored if there was none; whether it is new.
 ///
 /// # Errors
 /// See [`KeyError`].
-pub async fn key(place: &KeyPlace, cluster: &Cluster) -> Result<(KeyPair, bool), KeyError> {
-    match place {
-        KeyPlace::File(path) => in_file(path),
-        KeyPlace::Secret(name) => {
-            for _ in 0..CONTENTION {
-                let (key, found) = cluster.load_key(name).await?;
-                if let Some(bytes) = key {
-                    let at = format!("the Secret {}/{}", name.namespace, name.name);
-                    return Ok((parse(&bytes, at)?, false));
-                }
-                let key = KeyPair::generate().map_err(KeyError::Generate)?;
-                if cluster.store_key(name, found, pem(&key).as_bytes()).await? {
-                    return Ok((key, true));
-                }
-            }
-            Err(KeyError::Contention)
+pub async fn key_in_secret(
+    name: &SecretName,
+    cluster: &Cluster,
+) -> Result<(KeyPair, bool), KeyError> {
+    for _ in 0..CONTENTION {
+        let (key, found) = cluster.load_key(name).await?;
+        if let Some(bytes) = key {
+            let at = format!("the Secret {}/{}", name.namespace, name.name);
+            return Ok((parse(&bytes, at)?, false));
+        }
+        let key = KeyPair::generate().map_err(KeyError::Generate)?;
+        if cluster.store_key(name, found, pem(&key).as_bytes()).await? {
+            return Ok((key, true));
         }
     }
+    Err(KeyError::Contention)
 }
 
-fn in_file(path: &Path) -> Result<(KeyPair, bool), KeyError> {
+/// The agent's key in a file, made and stored if there was none; whether it is new.
+///
+/// # Errors
+/// See [`KeyError`].
+pub fn key_in_file(path: &Path) -> Result<(KeyPair, bool), KeyError> {
     let name = path.display().to_string();
     match std::fs::read(path) {
         Ok(bytes) => {
@@ -189,7 +191,7 @@ pub async fn redeem(
     let json = to_json(&request).map_err(RedeemError::Write)?;
     let answer = dialer.call(REDEEM, json).await.map_err(RedeemError::Dial)?;
     let sentence = dial::sentence(&answer.body);
-    if answer.status.is_success() && from_json::<RedeemResponse>(&answer.body).is_ok() {
+    if answer.status.is_success() && from_newer_json::<RedeemResponse>(&answer.body).is_ok() {
         return Ok(());
     }
     if answer.status.is_client_error() && (answer.marked || is_api_error(&answer.body)) {
@@ -212,14 +214,14 @@ mod tests {
     fn a_key_file_is_made_once_and_kept_private() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.key");
-        let (key, new) = in_file(&path).unwrap();
+        let (key, new) = key_in_file(&path).unwrap();
         assert!(new && !readable_by_others(&path).unwrap());
-        let (again, new) = in_file(&path).unwrap();
+        let (again, new) = key_in_file(&path).unwrap();
         assert!(!new && again.public() == key.public());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         // DER is as good as PEM.
         std::fs::write(&path, key.to_pkcs8()).unwrap();
-        assert_eq!(in_file(&path).unwrap().0.public(), key.public());
+        assert_eq!(key_in_file(&path).unwrap().0.public(), key.public());
     }
 
     #[test]
@@ -228,9 +230,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.key");
         create(&path, "nonsense").unwrap();
-        assert!(matches!(in_file(&path), Err(KeyError::Invalid(..))));
+        assert!(matches!(key_in_file(&path), Err(KeyError::Invalid(..))));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "nonsense");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(in_file(&path), Err(KeyError::Open(_))));
+        assert!(matches!(key_in_file(&path), Err(KeyError::Open(_))));
     }
 }

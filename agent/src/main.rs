@@ -1,7 +1,7 @@
 //! `towline-agent`: flags, logging, signals and the exit status.
 
 use std::{
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
 
@@ -183,7 +183,8 @@ impl Logs {
             .map_err(|_| ConfigError(vec![format!("--log {}: no filter", self.log)]))?;
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_writer(io::stderr);
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal());
         match self.log_format {
             LogFormat::Json => builder.json().try_init(),
             LogFormat::Text => builder.try_init(),

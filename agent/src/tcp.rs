@@ -15,6 +15,16 @@ pub const CONNECT: Duration = Duration::from_secs(10);
 /// How far apart the addresses of a name are tried (RFC 8305).
 const STAGGER: Duration = Duration::from_millis(250);
 
+/// Addresses of a name that are tried.
+const MAX_ADDRESSES: usize = 8;
+
+/// How often all addresses are tried anew while none has answered. The system's own repetitions come at ever
+/// longer intervals, and a link that is back would wait for the next.
+const ROUNDS: u32 = 5;
+
+/// Between those.
+const ROUND: Duration = Duration::from_secs(2);
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum TcpError {
@@ -77,28 +87,40 @@ async fn race(host: &str, port: u16) -> Result<TcpStream, TcpError> {
         host: host.to_owned(),
         source,
     };
-    let addresses: Vec<SocketAddr> = lookup_host((host, port)).await.map_err(resolve)?.collect();
-    let mut attempts: FuturesUnordered<_> = (0_u32..)
-        .zip(addresses)
-        .map(|(nth, address)| async move {
-            sleep(STAGGER * nth).await;
-            let connected = TcpStream::connect(address).await;
-            connected
-                .and_then(tune)
-                .map_err(|source| TcpError::Connect { address, source })
+    let found = lookup_host((host, port)).await.map_err(resolve)?;
+    let addresses: Vec<SocketAddr> = found.take(MAX_ADDRESSES).collect();
+    let mut attempts: FuturesUnordered<_> = (0..ROUNDS)
+        .flat_map(|round| {
+            addresses
+                .iter()
+                .zip(0_u32..)
+                .map(move |(address, nth)| (round, nth, *address))
+        })
+        .map(|(round, nth, address)| async move {
+            sleep(ROUND * round + STAGGER * nth).await;
+            let connected = TcpStream::connect(address).await.and_then(tune);
+            (address, connected)
         })
         .collect();
-    let mut failed = resolve(io::Error::new(
-        io::ErrorKind::NotFound,
-        "the name has no address",
-    ));
-    while let Some(attempt) = attempts.next().await {
+    let mut failed = Vec::with_capacity(addresses.len());
+    while let Some((address, attempt)) = attempts.next().await {
         match attempt {
             Ok(stream) => return Ok(stream),
-            Err(error) => failed = error,
+            Err(source) => {
+                if !failed.contains(&address) {
+                    failed.push(address);
+                }
+                // Every address has said no; asking again is the caller's affair.
+                if failed.len() == addresses.len() {
+                    return Err(TcpError::Connect { address, source });
+                }
+            }
         }
     }
-    Err(failed)
+    Err(resolve(io::Error::new(
+        io::ErrorKind::NotFound,
+        "the name has no address",
+    )))
 }
 
 fn tune(stream: TcpStream) -> io::Result<TcpStream> {

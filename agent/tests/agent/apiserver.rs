@@ -52,6 +52,7 @@ pub(crate) struct ApiServer {
     pub(crate) address: SocketAddr,
     pub(crate) record: Arc<Record>,
     pub(crate) dir: tempfile::TempDir,
+    connections: Arc<Mutex<JoinSet<()>>>,
     _tasks: JoinSet<()>,
 }
 
@@ -90,12 +91,13 @@ impl ApiServer {
         let record = Arc::new(Record::default());
         let mut tasks = JoinSet::new();
         let shared = Arc::clone(&record);
+        let connections = Arc::new(Mutex::new(JoinSet::new()));
+        let running = Arc::clone(&connections);
         tasks.spawn(async move {
-            let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (acceptor, record) = (acceptor.clone(), Arc::clone(&shared));
-                connections.spawn(async move {
+                running.lock().unwrap().spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else {
                         return;
                     };
@@ -134,6 +136,7 @@ impl ApiServer {
             address,
             record,
             dir,
+            connections,
             _tasks: tasks,
         }
     }
@@ -155,6 +158,11 @@ impl ApiServer {
                 .await
                 .unwrap(),
         )
+    }
+
+    /// All its connections die.
+    pub(crate) fn cut(&self) {
+        self.connections.lock().unwrap().abort_all();
     }
 
     pub(crate) fn watches(&self) -> usize {
@@ -264,6 +272,7 @@ async fn answer(record: &Arc<Record>, mut request: Request<Incoming>) -> Respons
             text(r#"{"message":"pods is forbidden: User \"alice\" cannot list"}"#),
         ),
         "/exec" => exec(record, request),
+        "/silent" | "/log" => std::future::pending().await,
         "/no-exec" => {
             let mut response = with_status(400, text("container not found"));
             response

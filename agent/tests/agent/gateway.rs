@@ -181,7 +181,7 @@ impl Gateway {
 
     pub(crate) async fn send(&self, request: Request<Body>) -> hyper::Result<Response<Incoming>> {
         let answer = self.sender.clone().send_request(request);
-        tokio::time::timeout(std::time::Duration::from_secs(20), answer)
+        tokio::time::timeout(std::time::Duration::from_secs(120), answer)
             .await
             .expect("no answer")
     }

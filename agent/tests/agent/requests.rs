@@ -1,5 +1,7 @@
 //! Requests that are no upgrades.
 
+use std::{pin::pin, time::Duration};
+
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
@@ -248,4 +250,55 @@ async fn an_answer_that_comes_before_the_upload_ends_is_whole() {
         let body = FromTunnel(response.into_body()).collect().await;
         assert_eq!(body.unwrap().to_bytes(), "ok");
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_died_unnoticed_costs_nobody_a_request() {
+    let server = ApiServer::start().await;
+    let gateway = Gateway::open(server.upstream().await).await;
+    for _ in 0..20 {
+        assert_eq!(text(gateway.get("/api").await.unwrap()).await, "ok");
+        server.cut();
+    }
+}
+
+#[tokio::test]
+async fn silence_is_bounded_where_the_api_server_answers_itself() {
+    let server = ApiServer::start().await;
+    let gateway = Gateway::open(server.upstream().await).await;
+    let seen = async |count| {
+        let requests = || server.record.requests.lock().unwrap().len();
+        eventually("they arrive", async || requests() == count).await;
+    };
+    let mut log = pin!(gateway.get("/log"));
+    let mut silent = pin!(gateway.get("/silent"));
+    let (sender, request) = Gateway::streaming(gateway.request("POST", "/silent", ""));
+    let mut upload = pin!(gateway.send(request));
+    tokio::select! {
+        biased;
+        _ = &mut log => panic!("answered"),
+        _ = &mut silent => panic!("answered"),
+        _ = &mut upload => panic!("answered"),
+        () = seen(3) => {}
+    }
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(76)).await;
+    tokio::time::resume();
+    let refused = silent.await.unwrap();
+    assert_eq!(
+        (
+            refused.status().as_u16(),
+            refused.headers()[wire::REFUSAL].to_str().unwrap()
+        ),
+        (502, "upstream")
+    );
+    assert_eq!(
+        text(refused).await,
+        "the API server did not begin to answer within 75 s"
+    );
+    // The upload isn't finished: its wait hasn't begun.
+    sender.send(Bytes::from_static(b"more")).await.unwrap();
+    assert!(
+        futures_util::poll!(&mut upload).is_pending() && futures_util::poll!(&mut log).is_pending()
+    );
 }
