@@ -42,6 +42,9 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), WriteError> {
         .map_err(error)?;
     file.write_all(content).map_err(error)?;
     if let Ok(existing) = fs::metadata(&target) {
+        if !existing.is_file() {
+            return Err(error(io::Error::other("it is not a file")));
+        }
         keep_owner_and_mode(file.path(), &existing).map_err(error)?;
     }
     file.as_file().sync_all().map_err(error)?;

@@ -37,6 +37,8 @@ pub struct Unreachable {
 pub enum Why {
     /// Nobody listens there.
     Refused,
+    /// The proxy on the way doesn't let it through.
+    Proxy,
     /// The name doesn't resolve.
     UnknownHost,
     /// Nothing came within the time.
@@ -165,6 +167,11 @@ impl fmt::Display for Unreachable {
                 f,
                 "{gateway} refuses connections: is the gateway running, and is this its public port? ({detail})"
             ),
+            Why::Proxy => write!(
+                f,
+                "the proxy on the way to {gateway} does not let it through: check HTTPS_PROXY, and NO_PROXY \
+                 if none is needed ({detail})"
+            ),
             Why::UnknownHost => write!(
                 f,
                 "the host of {gateway} is not known: check the spelling, or your DNS ({detail})"
@@ -207,7 +214,10 @@ fn sort(error: &reqwest::Error) -> Why {
         if let Some(why) = error.downcast_ref::<rustls::Error>().and_then(sort_tls) {
             return why;
         }
-        // hyper-util's connector says it only in words.
+        // hyper-util's connectors say it only in words.
+        if error.to_string().starts_with("tunnel error") {
+            return Why::Proxy;
+        }
         if error.to_string().starts_with("dns error") {
             return Why::UnknownHost;
         }

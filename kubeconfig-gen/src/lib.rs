@@ -11,6 +11,7 @@
 
 pub mod api;
 pub mod atomic;
+pub mod bounded;
 pub mod browser;
 pub mod cli;
 pub mod clock;

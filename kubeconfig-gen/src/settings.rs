@@ -16,6 +16,7 @@ use towline_proto::names::Project;
 
 use crate::{
     atomic::{self, WriteError},
+    bounded,
     gateway_url::GatewayUrl,
 };
 
@@ -182,7 +183,7 @@ impl ConfigDir {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, SettingsError> {
-    match fs::read_to_string(path) {
+    match bounded::read_to_string(path) {
         Ok(text) => serde_saphyr::from_str(&text)
             .map(Some)
             .map_err(|e| SettingsError::Parse(path.to_owned(), e.without_snippet().to_string())),

@@ -16,6 +16,7 @@ use towline_proto::{
 use super::Error;
 use crate::{
     api::Api,
+    bounded,
     cli::{Global, MembershipName},
     gateway_url::GatewayUrl,
     http,
@@ -320,14 +321,14 @@ pub(super) fn ask_secret(question: &str) -> Result<SecretString, Error> {
 /// A secret from a file, without the line end behind it.
 pub(super) fn secret_file(path: &Path) -> Result<SecretString, Error> {
     let text =
-        std::fs::read_to_string(path).map_err(|e| Error::Read(path.display().to_string(), e))?;
+        bounded::read_to_string(path).map_err(|e| Error::Read(path.display().to_string(), e))?;
     one_line(text, &path.display().to_string())
 }
 
 /// A secret from standard input, without the line end behind it.
 pub(super) fn secret_stdin() -> Result<SecretString, Error> {
-    let text =
-        io::read_to_string(io::stdin()).map_err(|e| Error::Read("standard input".to_owned(), e))?;
+    let text = bounded::text(io::stdin().lock())
+        .map_err(|e| Error::Read("standard input".to_owned(), e))?;
     one_line(text, "standard input")
 }
 

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::{self, Api, CallError},
-    browser,
+    bounded, browser,
     cli::Login,
     clock,
     gateway_url::GatewayUrl,
@@ -44,7 +44,7 @@ pub(super) async fn login(context: &Context, args: &Login) -> Result<(), Error> 
         None => context.known()?,
     };
     if let Some(file) = &args.certificate_authority {
-        let pem = std::fs::read_to_string(file)
+        let pem = bounded::read_to_string(file)
             .map_err(|e| Error::Read(file.display().to_string(), e))?;
         known.settings.certificate_authority = Some(pem);
     }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     api::{Api, CallError},
+    bounded,
     cli::ProjectsCommand,
     clock,
     output::remark,
@@ -75,7 +76,7 @@ pub(super) async fn run(context: &Context, command: ProjectsCommand) -> Result<(
             show(context, &policy)
         }
         ProjectsCommand::SetIamPolicy { name, file } => {
-            let text = std::fs::read_to_string(&file)
+            let text = bounded::read_to_string(&file)
                 .map_err(|e| Error::Read(file.display().to_string(), e))?;
             let policy = parse(&text).map_err(|e| refused(format!("{}: {e}", file.display())))?;
             if policy.etag.is_empty() {

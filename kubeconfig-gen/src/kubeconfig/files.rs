@@ -16,7 +16,10 @@ use super::{
     document::{InvalidDocument, Kind},
     sources::Sources,
 };
-use crate::atomic::{self, WriteError};
+use crate::{
+    atomic::{self, WriteError},
+    bounded,
+};
 
 /// A kubeconfig that was left as it is.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +30,9 @@ pub enum MergeError {
     /// It is there but can't be read.
     #[error("cannot read {}; nothing was changed", .0.display())]
     Read(PathBuf, #[source] io::Error),
+    /// A directory, a device or a pipe.
+    #[error("{} is not a file that can be changed; name one with --kubeconfig FILE", .0.display())]
+    NotAFile(PathBuf),
     /// A lock file can't be made.
     #[error("cannot lock {}", .0.display())]
     Lock(PathBuf, #[source] io::Error),
@@ -66,6 +72,12 @@ pub async fn merge(
     entries: &[Entry],
     current: Option<&str>,
 ) -> Result<Merged, MergeError> {
+    for file in sources.files() {
+        // A device would be replaced by a file, and a pipe has an end of its own.
+        if fs::metadata(file).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(MergeError::NotAFile(file.clone()));
+        }
+    }
     let _locks = lock_all(sources).await?;
     let mut before: BTreeMap<&Path, Document> = BTreeMap::new();
     for file in sources.files() {
@@ -133,14 +145,10 @@ pub async fn merge(
 }
 
 fn read(file: &Path) -> Result<Option<Document>, MergeError> {
-    match fs::read(file) {
-        Ok(bytes) => {
-            let text = String::from_utf8(bytes)
-                .map_err(|e| MergeError::Read(file.to_owned(), io::Error::other(e)))?;
-            Document::parse(&text)
-                .map(Some)
-                .map_err(|e| MergeError::Invalid(file.to_owned(), e))
-        }
+    match bounded::read_to_string(file) {
+        Ok(text) => Document::parse(&text)
+            .map(Some)
+            .map_err(|e| MergeError::Invalid(file.to_owned(), e)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(MergeError::Read(file.to_owned(), e)),
     }

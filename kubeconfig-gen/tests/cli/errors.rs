@@ -13,6 +13,13 @@ fn a_gateway_that_is_not_there() {
     gateway.stop();
     user.run(&["memberships", "list"])
         .fails(&["refuses connections", &gateway.url()]);
+    let mut through = user.command(&["memberships", "list"]);
+    let ran: crate::Ran = through
+        .env("HTTPS_PROXY", gateway.url().replace("https", "http"))
+        .output()
+        .unwrap()
+        .into();
+    ran.fails(&["the proxy on the way", "HTTPS_PROXY"]);
     user.run(&["whoami", "--gateway", "https://no-such-host.invalid"])
         .fails(&["run: towline login"]);
     user.run(&["login", "https://no-such-host.invalid", "--username", "a"])

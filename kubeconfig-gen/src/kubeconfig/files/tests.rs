@@ -137,3 +137,19 @@ async fn a_lock_is_waited_for_but_not_forever() {
     let (merged, ()) = tokio::join!(waiting, freeing);
     assert_eq!(merged.unwrap().written, [dir.file("a")]);
 }
+
+#[tokio::test]
+async fn what_is_no_file_is_neither_read_nor_replaced() {
+    let dir = Dir::new();
+    fs::create_dir(dir.file("a")).unwrap();
+    let mut names = vec![dir.file("a")];
+    if cfg!(unix) {
+        names.push("/dev/null".into());
+    }
+    for name in names {
+        let sources = Sources::find(Some(&name), None, None).unwrap();
+        let error = merge(&sources, &[entry("one")], None).await.unwrap_err();
+        assert!(matches!(error, MergeError::NotAFile(_)), "{error}");
+    }
+    assert_eq!(dir.names(), ["a"]);
+}
