@@ -169,7 +169,7 @@ pub enum Command {
 /// `towline login`.
 #[derive(Debug, Args)]
 pub struct Login {
-    /// The gateway's address, https://HOST[:PORT]; that of the current gateway otherwise
+    /// The gateway's address, https://HOST or https://HOST:PORT; that of the current gateway otherwise
     #[arg(value_name = "URL")]
     pub address: Option<String>,
     /// PEM file of the authority that signed the gateway's certificate, where this machine doesn't know it

@@ -1,6 +1,6 @@
 //! Kubeconfig entries for memberships, and merging them into the files that the user has.
 //!
-//! [`entry`] and [`Document`] are pure; [`sources`] finds the files as kubectl does, and [`files`] locks, reads
+//! [`Entry`] and [`Document`] are pure; [`sources`] finds the files as kubectl does, and [`files`] locks, reads
 //! and replaces them.
 
 use serde_json::{Map, Value, json};
