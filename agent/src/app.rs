@@ -357,6 +357,8 @@ impl App {
         };
         match ended {
             Ok(()) => tracing::info!(session = id, "session ended"),
+            // A gateway that was told so may hang up first.
+            Err(_) if shutdown.is_cancelled() => tracing::info!(session = id, "session ended"),
             Err(error) => tracing::warn!(session = id, error = %chain(&error), "session lost"),
         }
     }

@@ -16,7 +16,7 @@ use kube::{
 use tokio::time::timeout;
 use towline_proto::handshake::Facts;
 
-use crate::config::SecretName;
+use crate::{config::SecretName, upstream::chain};
 
 /// How long the API server may take to say what it is; an agent that can't ask goes on without.
 const FACTS: Duration = Duration::from_secs(5);
@@ -37,8 +37,8 @@ pub enum ClusterError {
     #[error("the API server cannot be asked")]
     Client(#[source] kube::Error),
     /// The Secret can't be read or written.
-    #[error("the Secret {0} cannot be {1}")]
-    Secret(String, &'static str, #[source] kube::Error),
+    #[error("the Secret {0} cannot be {1}: {2}")]
+    Secret(String, &'static str, String),
 }
 
 /// Where the API server is and how the agent shows itself there.
@@ -162,14 +162,26 @@ impl Cluster {
 }
 
 fn failed(name: &SecretName, what: &'static str, error: kube::Error) -> ClusterError {
-    ClusterError::Secret(format!("{}/{}", name.namespace, name.name), what, error)
+    ClusterError::Secret(
+        format!("{}/{}", name.namespace, name.name),
+        what,
+        reason(error),
+    )
+}
+
+/// What the API server said; the library would print the whole `Status`, twice.
+fn reason(error: kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message,
+        error => chain(&error),
+    }
 }
 
 async fn asked(what: &str, answer: impl Future<Output = Result<String, kube::Error>>) -> String {
     match timeout(FACTS, answer).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
-            tracing::warn!(error = %crate::upstream::chain(&error), "{what} is not known");
+            tracing::warn!("{what} is not known: {}", reason(error));
             String::new()
         }
         Err(_) => {

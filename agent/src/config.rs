@@ -282,7 +282,8 @@ fn read(flags: &EnrolFlags) -> Result<String, ConfigError> {
 
 /// The YAML reader draws the place; one line is enough for a log.
 fn one_line(text: &str) -> String {
-    text.lines().next().unwrap_or(text).to_owned()
+    let line = text.lines().next().unwrap_or(text);
+    line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
