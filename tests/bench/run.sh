@@ -62,7 +62,7 @@ state=$scene/towline/bench
 say 'making the objects'
 admin=("$CLUSTER" kubectl bench)
 "${admin[@]}" create namespace towline-bench
-"$bench" objects | "${admin[@]}" create -f - >/dev/null
+"$bench" objects | "${admin[@]}" -n towline-bench create -f - >/dev/null
 until "${admin[@]}" -n towline-bench get serviceaccount default >/dev/null 2>&1; do sleep 0.2; done
 "${admin[@]}" -n towline-bench run box --image busybox:latest --image-pull-policy Never --restart Never \
 	--overrides '{"spec":{"terminationGracePeriodSeconds":0}}' -- sleep 1000000

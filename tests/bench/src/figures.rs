@@ -44,7 +44,10 @@ pub(crate) struct Transfer {
 /// Resident memory of a process, in KiB.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Memory {
+    /// Before anything was measured.
     pub(crate) idle: u64,
+    /// After all that moves bytes: what an allocator keeps.
+    pub(crate) after_load: u64,
     pub(crate) with_watches: u64,
 }
 

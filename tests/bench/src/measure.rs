@@ -122,6 +122,7 @@ pub(crate) async fn all(settings: &Settings) -> anyhow::Result<Figures> {
     let exec_echo = Spread::of(echoes, 0, began.elapsed());
     eprintln!("bench: cp");
     let (copy_in, copy_out) = copies(&kubectl, settings).await?;
+    let loaded = memory(settings);
     eprintln!("bench: {} watches", settings.watches);
     let watches = Watches::open(
         &caller,
@@ -136,8 +137,16 @@ pub(crate) async fn all(settings: &Settings) -> anyhow::Result<Figures> {
     let memory = idle
         .into_iter()
         .map(|(name, idle)| {
-            let with_watches = busy.get(&name).copied().unwrap_or(0);
-            (name, Memory { idle, with_watches })
+            let at = |when: &BTreeMap<String, u64>| when.get(&name).copied().unwrap_or(0);
+            let (after_load, with_watches) = (at(&loaded), at(&busy));
+            (
+                name,
+                Memory {
+                    idle,
+                    after_load,
+                    with_watches,
+                },
+            )
         })
         .collect();
     Ok(Figures {
