@@ -7,7 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     assertions::Costs,
-    figures::{Figures, Spread, Transfer},
+    figures::{Figures, Memory, Spread, Transfer},
     machine::Machine,
 };
 
@@ -103,18 +103,27 @@ impl fmt::Display for Report {
             &self.direct.copy_out,
             &self.gateway.copy_out,
         )?;
-        writeln!(f)?;
-        row(
+        let watches = format!("{} watches", self.gateway.watches);
+        writeln!(
             f,
-            [
-                "resident memory",
-                "idle",
-                &format!("{} watches", self.gateway.watches),
-            ],
+            "\n{:<34} {:>16} {:>16} {watches:>16}",
+            "resident memory", "idle", "after all that"
         )?;
-        for (name, memory) in &self.gateway.memory {
-            let mib = |kib: u64| format!("{} MiB", kib >> 10);
-            row(f, [name, &mib(memory.idle), &mib(memory.with_watches)])?;
+        for (
+            name,
+            Memory {
+                idle,
+                after_load,
+                with_watches,
+            },
+        ) in &self.gateway.memory
+        {
+            let [idle, after_load, with_watches] =
+                [idle, after_load, with_watches].map(|kib| format!("{} MiB", kib >> 10));
+            writeln!(
+                f,
+                "{name:<34} {idle:>16} {after_load:>16} {with_watches:>16}"
+            )?;
         }
         let Costs {
             sign_grant,
@@ -125,7 +134,13 @@ impl fmt::Display for Report {
         } = &self.assertion_micros;
         writeln!(f)?;
         row(f, ["the assertion on a request", "gateway", "agent"])?;
-        let micros = |micros: &f64| format!("{micros:.2} us");
+        let micros = |micros: &f64| {
+            if *micros < 0.01 {
+                "< 0.01 us".to_owned()
+            } else {
+                format!("{micros:.2} us")
+            }
+        };
         row(
             f,
             [
