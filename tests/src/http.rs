@@ -86,6 +86,16 @@ impl Api {
         Self { token: token.map(str::to_owned), ..self.clone() }
     }
 
+    /// The same gateway under another path.
+    ///
+    /// # Panics
+    /// The path can't stand in a URL.
+    #[must_use]
+    pub fn with_prefix(&self, prefix: &str) -> Self {
+        let server = format!("https://{}{prefix}", self.authority()).parse().expect("a path is a URI");
+        Self { server, ..self.clone() }
+    }
+
     /// Host and port.
     ///
     /// # Panics

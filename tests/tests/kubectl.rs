@@ -134,9 +134,9 @@ fn server_side_apply_takes_an_object_of_one_and_a_half_megabytes() {
     let definition = r"
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
-metadata: {name: blobs.it.towline.test}
+metadata: {name: blobs.large.towline.test}
 spec:
-  group: it.towline.test
+  group: large.towline.test
   scope: Namespaced
   names: {plural: blobs, singular: blob, kind: Blob}
   versions:
@@ -146,9 +146,9 @@ spec:
     schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
 ";
     shared.kubectl("apply --server-side -f -").input(definition).ok();
-    shared.kubectl("wait --for condition=Established crd/blobs.it.towline.test --timeout 30s").ok();
+    shared.kubectl("wait --for condition=Established crd/blobs.large.towline.test --timeout 30s").ok();
     let data = "x".repeat(1_500_000);
-    let blob = format!("apiVersion: it.towline.test/v1\nkind: Blob\nmetadata: {{name: large}}\ndata: \"{data}\"\n");
+    let blob = format!("apiVersion: large.towline.test/v1\nkind: Blob\nmetadata: {{name: large}}\ndata: \"{data}\"\n");
     shared.kubectl("apply --server-side -f -").input(blob.clone()).ok();
     let stored = shared.kubectl("get blob large -o jsonpath={.data}").ok();
     assert!(stored == data, "what is stored has {} bytes", stored.len());
