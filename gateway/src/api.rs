@@ -1,6 +1,6 @@
 //! The management API: gRPC, and JSON on the same paths.
 //!
-//! Each service of `towline/v1/towline.proto` is a file below; [`caller`] decides who may, `json` lets HTTP/1.1
+//! Each service of `towline/v1/towline.proto` is a file below; `caller` decides who may, `json` lets HTTP/1.1
 //! clients and those without gRPC in.
 
 use std::sync::Arc;

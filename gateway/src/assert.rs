@@ -26,7 +26,8 @@
 use std::{
     net::IpAddr,
     pin::Pin,
-    task::{Context, Poll},
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -65,6 +66,7 @@ pub fn outbound(
     client: IpAddr,
 ) -> Result<Outbound, Refused> {
     refuse_impersonation(&head.headers)?;
+    let http2 = head.version == http::Version::HTTP_2;
     // Host is the API server's own name at the agent; the tunnel carries no caller's.
     wire::strip_hop_by_hop(&mut head.headers);
     head.headers.remove(header::HOST);
@@ -77,7 +79,7 @@ pub fn outbound(
     Ok(Outbound {
         lease,
         head,
-        body: CallerBody(body),
+        body: CallerBody::new(body, http2),
         request_id,
     })
 }
@@ -172,14 +174,58 @@ fn strip_credentials(headers: &mut HeaderMap) {
     }
 }
 
-/// The caller's body; trailers can't speak for anybody either.
+/// The caller's body: trailers can't speak for anybody either, and half of one is never taken for all of it.
 #[derive(Debug)]
-pub struct CallerBody(Incoming);
+pub struct CallerBody {
+    body: Incoming,
+    http2: bool,
+    fault: Fault,
+}
+
+/// What was wrong with a body while it travelled, for the answer to say it.
+pub(crate) type Fault = Arc<OnceLock<String>>;
 
 impl CallerBody {
+    fn new(body: Incoming, http2: bool) -> Self {
+        Self {
+            body,
+            http2,
+            fault: Fault::default(),
+        }
+    }
+
     /// Whether the caller sends no body at all.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_end_stream()
+        self.body.is_end_stream()
+    }
+
+    /// Where it will stand what was wrong.
+    pub(crate) fn fault(&self) -> Fault {
+        Arc::clone(&self.fault)
+    }
+
+    fn check(&self, frame: Option<Result<Frame<Bytes>, hyper::Error>>) -> Option<Result<Frame<Bytes>, String>> {
+        let frame = match frame {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Some(Err(format!("the request's body broke off: {error}"))),
+            // The HTTP library reports a reset with NO_ERROR as an end; only a stream that was finished says so.
+            None if self.http2 && !self.body.is_end_stream() => {
+                return Some(Err("the request's body broke off: the caller reset the stream".to_owned()));
+            }
+            None => return None,
+        };
+        let trailer = |wrong: fn(&str) -> bool| {
+            frame
+                .trailers_ref()
+                .and_then(|trailers| trailers.keys().find(|name| wrong(name.as_str())))
+        };
+        if let Some(name) = trailer(impersonates) {
+            return Some(Err(format!("trailer {:?} would impersonate", name.as_str())));
+        }
+        if let Some(name) = trailer(|name| name.starts_with(wire::PREFIX)) {
+            return Some(Err(format!("trailer {:?} is the tunnel's own", name.as_str())));
+        }
+        Some(Ok(frame))
     }
 }
 
@@ -191,33 +237,21 @@ impl HttpBody for CallerBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
-        Pin::new(&mut self.0).poll_frame(cx).map(|frame| {
-            let frame = match frame? {
-                Ok(frame) => frame,
-                Err(error) => return Some(Err(Aborted(format!("the caller went away: {error}")))),
-            };
-            match frame.trailers_ref() {
-                Some(trailers) if trailers.keys().any(|name| impersonates(name.as_str())) => {
-                    Some(Err(Aborted("a trailer would impersonate".to_owned())))
-                }
-                Some(trailers)
-                    if trailers
-                        .keys()
-                        .any(|name| name.as_str().starts_with(wire::PREFIX)) =>
-                {
-                    Some(Err(Aborted("a trailer is the tunnel's own".to_owned())))
-                }
-                _ => Some(Ok(frame)),
-            }
-        })
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        Poll::Ready(self.check(frame).map(|checked| {
+            checked.map_err(|fault| {
+                drop(self.fault.set(fault.clone()));
+                Aborted(fault)
+            })
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
+        self.body.size_hint()
     }
 }
 

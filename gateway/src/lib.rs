@@ -11,7 +11,7 @@
 //! | [`authn`] | bearer token | who calls, at which membership |
 //! | [`authz`] | caller, target | a permit, which ends when its reason does |
 //! | [`quota`] | permit | a lease on what the request may use |
-//! | [`assert`] | lease, head, body | the only thing that a tunnel takes |
+//! | [`assert`](mod@assert) | lease, head, body | the only thing that a tunnel takes |
 //! | [`tunnels`] | membership | a session of the cluster's agent |
 //! | [`forward`] | the agent's answer | the caller's |
 //!

@@ -2,7 +2,7 @@
 //!
 //! Queries are checked at run time and written so that PostgreSQL understands them too (`$1`, `BIGINT`, no
 //! dialect). Writers take turns in this process and begin with the write lock, so none of them can fail half-way
-//! because of another. Users, policies and memberships are answered from memory ([`cache`]): a request costs no SQL.
+//! because of another. Users, policies and memberships are answered from memory (`cache`): a request costs no SQL.
 //!
 //! [`Store::changes`] tells of every write that could take a right from somebody; whoever decides on what is stored
 //! here subscribes before reading.

@@ -139,6 +139,7 @@ impl Tunnel {
         let request_id = outbound.request_id().to_owned();
         let grant = self.grant(outbound.lease().permit().identity())?;
         let (lease, method, mut headers, caller) = outbound.into_parts();
+        let fault = caller.fault();
         let target = lease.permit().target();
         let upgrade = assert::upgrade(&target.kind).cloned();
 
@@ -193,7 +194,8 @@ impl Tunnel {
             () = self.closed.cancelled() => return Err(Refused::AgentLost),
             response = self.requests.clone().send_request(request) => response.map_err(|error| {
                 tracing::debug!(error = &error as &dyn std::error::Error, "no answer from the agent");
-                Refused::AgentLost
+                // A caller whose body was refused is told that, and not to try again.
+                fault.get().map_or(Refused::AgentLost, |fault| Refused::Header(fault.clone()))
             })?,
         };
         Ok(Sent {
