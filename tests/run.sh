@@ -153,7 +153,7 @@ if [ "$tier" = fast ]; then
 else
 	need prerequisites 2 tests/prerequisites.sh --check
 fi
-step formatting 2 cargo fmt --all --check || true
+step formatting 2 cargo fmt --all --check -- -l || true
 step lints 25 cargo clippy --workspace --all-targets --all-features --locked -- -D warnings || true
 step 'the protocol without an async runtime' 10 cargo check -p towline-proto --no-default-features --locked || true
 step documentation 15 env RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked || true

@@ -21,14 +21,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The tests' cluster with a node.
+    /// The tests' cluster with a node: `it`, or `TOWLINE_TEST_CLUSTER`.
     pub fn with_node() -> Self {
-        Self::up("it", true)
+        Self::up(&place::variable("TOWLINE_TEST_CLUSTER").unwrap_or_else(|| "it".to_owned()), true)
     }
 
-    /// The tests' second cluster, without a node.
+    /// The tests' second cluster, without a node: the first one's name with a 2, for runs beside each other.
     pub fn second() -> Self {
-        Self::up("it2", false)
+        Self::up(&place::variable("TOWLINE_TEST_CLUSTER").map_or_else(|| "it2".to_owned(), |name| name + "2"), false)
     }
 
     /// Brings it up if it isn't, whole.

@@ -27,6 +27,20 @@ pub enum Kind {
     Haproxy,
 }
 
+impl Kind {
+    /// `nginx` or `haproxy`.
+    ///
+    /// # Panics
+    /// Neither.
+    pub fn named(name: &str) -> Self {
+        match name {
+            "nginx" => Self::Nginx,
+            "haproxy" => Self::Haproxy,
+            other => panic!("there is no middlebox {other:?}: TOWLINE_TEST_FRONT is nginx or haproxy"),
+        }
+    }
+}
+
 /// A middlebox that runs; dropping it ends it.
 #[derive(Debug)]
 pub struct Front {

@@ -6,7 +6,15 @@ use std::{
     time::Duration,
 };
 
-use crate::{agent::Agent, cluster::Cluster, gateway::Gateway, place, user::User, wait::wait_until};
+use crate::{
+    agent::Agent,
+    cluster::Cluster,
+    front::{Front, Kind, gateway_behind},
+    gateway::Gateway,
+    place,
+    user::User,
+    wait::wait_until,
+};
 
 /// How long a new agent may take until requests pass.
 pub const CONNECTED: Duration = Duration::from_secs(20);
@@ -99,6 +107,8 @@ pub struct Shared {
     pub agent: Mutex<Agent>,
     /// A namespace of this run, with the pod [`POD`] in it.
     pub namespace: String,
+    /// What terminates TLS in front of the gateway: nothing, or what `TOWLINE_TEST_FRONT` names (nginx, haproxy).
+    pub front: Option<Front>,
 }
 
 /// A pod that sleeps, with busybox's programs.
@@ -115,7 +125,15 @@ pub const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 pub fn shared() -> &'static Shared {
     static SHARED: LazyLock<Shared> = LazyLock::new(|| {
         let cluster = Cluster::with_node();
-        let world = World::new("gateway", &cluster);
+        let (gateway, front) = match place::variable("TOWLINE_TEST_FRONT").as_deref() {
+            None => (Gateway::start("gateway", &cluster), None),
+            Some(name) => {
+                let kind = Kind::named(name);
+                let (gateway, front) = gateway_behind(kind, "gateway", &cluster, |text| text);
+                (gateway, Some(front))
+            }
+        };
+        let world = World::of(gateway);
         let agent = world.join(&cluster, "it");
         let namespace = new_namespace(&cluster);
         cluster
@@ -126,7 +144,7 @@ pub fn shared() -> &'static Shared {
             .ok();
         cluster.kubectl(&format!("-n {namespace} wait --for condition=Ready pod/{POD} --timeout 60s")).ok();
         world.admin.kubectl("config set-context --current --namespace").arg(&namespace).ok();
-        Shared { world, cluster, agent: Mutex::new(agent), namespace }
+        Shared { world, cluster, agent: Mutex::new(agent), namespace, front }
     });
     &SHARED
 }
