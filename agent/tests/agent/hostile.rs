@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use http::Response;
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use tokio::{task::JoinSet, time::timeout};
 use towline_agent::body;
 
@@ -11,6 +13,12 @@ use crate::{
     eventually,
     gateway::{Gateway, text},
 };
+
+/// The first piece of a body.
+async fn first(response: &mut Response<Incoming>) {
+    let frame = timeout(Duration::from_secs(10), response.body_mut().frame()).await;
+    frame.expect("stuck").unwrap().unwrap();
+}
 
 /// A small request is answered soon, whatever else goes on.
 async fn others_go_on(gateway: &Gateway) {
@@ -28,7 +36,7 @@ async fn stalled_readers_stall_themselves() {
     let mut stalled = Vec::new();
     for _ in 0..64 {
         let mut response = gateway.get("/download").await.unwrap();
-        response.body_mut().frame().await.unwrap().unwrap();
+        first(&mut response).await;
         stalled.push(response);
     }
     others_go_on(&gateway).await;
@@ -55,7 +63,7 @@ async fn more_watches_than_a_connection_takes() {
     let mut watches = Vec::new();
     for response in futures_util::future::join_all(opening).await {
         let mut response = response.unwrap();
-        response.body_mut().frame().await.unwrap().unwrap();
+        first(&mut response).await;
         watches.push(response);
     }
     assert_eq!(server.watches(), 1050);
@@ -86,7 +94,7 @@ async fn large_headers_pass_both_ways() {
         .collect();
     let gateway = Gateway::open_as(server.upstream().await, groups).await;
     let mut watch = gateway.get("/api/v1/pods?watch=1").await.unwrap();
-    watch.body_mut().frame().await.unwrap().unwrap();
+    first(&mut watch).await;
     let request = gateway
         .request("GET", "/api", "")
         .header("x-large", "l".repeat(70 * 1024));
@@ -110,7 +118,7 @@ async fn bursts_of_cancelled_requests_end_nobody_elses_stream() {
     let server = ApiServer::start().await;
     let gateway = std::sync::Arc::new(Gateway::open(server.upstream().await).await);
     let mut watch = gateway.get("/api/v1/pods?watch=1").await.unwrap();
-    watch.body_mut().frame().await.unwrap().unwrap();
+    first(&mut watch).await;
     for _ in 0..20 {
         let mut burst = JoinSet::new();
         for _ in 0..300 {
