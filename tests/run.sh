@@ -120,7 +120,8 @@ step() {
 		return 0
 	fi
 	# What failed and why, without the lines of what passed.
-	grep -vE '^(test .* ok|[[:space:]]*(Compiling|Checking|Downloaded|Downloading) .*)$' "$log" | tail -n 80 | sed 's/^/    /'
+	grep -vE '^(test .* ok|running [0-9]+ tests?|test result: ok.*|[[:space:]]*(Compiling|Checking|Downloaded|Downloading|Running|Doc-tests) .*|[[:space:]]*)$' "$log" |
+		tail -n 80 | sed 's/^/    /' || true
 	if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then
 		printf 'run: %s: NOT WITHIN %s MINUTES; it hangs, or this machine is too slow. All it said: %s\n' "$name" "$minutes" "$log"
 	else
