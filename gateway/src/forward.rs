@@ -6,6 +6,7 @@
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use tokio::time::{Sleep, sleep};
 use towline_proto::{
     body::{self, Aborted, FromTunnel},
     endpoint,
@@ -124,16 +126,15 @@ pub async fn answer(
                 over: false,
                 _held: held,
             };
-            Ok(Response::from_parts(head, body.boxed_unsync()))
+            Ok(Response::from_parts(head, LastBytesFirst::new(body).boxed_unsync()))
         }
-        (None, _, _) => Ok(Response::from_parts(
-            head,
-            Plain {
+        (None, _, _) => {
+            let body = Plain {
                 body: FromTunnel(body),
                 _held: held,
-            }
-            .boxed_unsync(),
-        )),
+            };
+            Ok(Response::from_parts(head, LastBytesFirst::new(body).boxed_unsync()))
+        }
         (Some(_), _, _) => Err(Refused::Cluster(
             "the agent switched protocols without being asked".to_owned(),
         )),
@@ -277,6 +278,53 @@ fn switch(
 /// Why a stream ended, in the words that callers search for.
 fn reason(aborted: Aborted) -> String {
     if aborted.0.starts_with(body::LOST) { Refused::AgentLost.to_string() } else { aborted.0 }
+}
+
+/// How long an early end waits for the bytes before it.
+const LAST_BYTES: Duration = Duration::from_millis(50);
+
+/// A body whose early end lets the bytes before it go first: when a body fails, the HTTP library throws away what
+/// it has not written yet, the head included.
+struct LastBytesFirst<B> {
+    body: B,
+    failed: Option<(Aborted, Pin<Box<Sleep>>)>,
+}
+
+impl<B> LastBytesFirst<B> {
+    const fn new(body: B) -> Self {
+        Self { body, failed: None }
+    }
+}
+
+impl<B: HttpBody<Data = Bytes, Error = Aborted> + Unpin> HttpBody for LastBytesFirst<B> {
+    type Data = Bytes;
+    type Error = Aborted;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
+        if self.failed.is_none() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Err(aborted)) => {
+                    self.failed = Some((aborted, Box::pin(sleep(LAST_BYTES))));
+                }
+                frame => return Poll::Ready(frame),
+            }
+        }
+        if let Some((_, written)) = &mut self.failed {
+            ready!(written.as_mut().poll(cx));
+        }
+        Poll::Ready(self.failed.take().map(|(aborted, _)| Err(aborted)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.failed.is_none() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// An answer that ends by itself.

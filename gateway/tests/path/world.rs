@@ -255,6 +255,19 @@ impl Client {
         sender.send_request(request).await.unwrap()
     }
 
+    /// A POST whose body the test sends, on an HTTP/2 connection of its own.
+    pub(crate) async fn upload(&self, path: &str) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
+        let stream = TcpStream::connect(self.gateway).await.unwrap();
+        let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+        let connection = own(async move { drop(connection.await) });
+        self.connections.lock().unwrap().push(connection);
+        let uri = format!("http://gateway/v1/{}{path}", membership());
+        let mut request = Request::post(uri).body(()).unwrap();
+        let authorization = self.authorization.parse().unwrap();
+        request.headers_mut().insert(header::AUTHORIZATION, authorization);
+        sender.ready().await.unwrap().send_request(request, false).unwrap()
+    }
+
     /// An upgraded stream.
     pub(crate) async fn upgrade(&self, request: Request<Empty<Bytes>>) -> TokioIo<Upgraded> {
         let response = self.http1(request).await;
