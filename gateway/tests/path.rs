@@ -574,7 +574,9 @@ async fn uploads(world: &World) -> tokio::sync::mpsc::UnboundedReceiver<Result<B
                 let mut body = body::FromTunnel(request.into_body());
                 let end = loop {
                     match body.frame().await {
-                        Some(Ok(frame)) => drop(tell.send(Ok(frame.into_data().unwrap_or_default()))),
+                        Some(Ok(frame)) => {
+                            drop(tell.send(Ok(frame.into_data().unwrap_or_default())))
+                        }
                         Some(Err(aborted)) => break Err(aborted.to_string()),
                         None => break Ok(Bytes::new()),
                     }
@@ -595,7 +597,9 @@ async fn half_an_upload_is_never_a_whole_one() {
     // A reset with NO_ERROR reads like an end unless the request is dropped first: so often enough to see both.
     for reason in [h2::Reason::NO_ERROR, h2::Reason::CANCEL].repeat(50) {
         let (response, mut upload) = alice.upload("/api/v1/namespaces/n/configmaps").await;
-        upload.send_data(Bytes::from_static(b"half"), false).unwrap();
+        upload
+            .send_data(Bytes::from_static(b"half"), false)
+            .unwrap();
         assert_eq!(bounded(told.recv()).await.unwrap().unwrap(), "half");
         upload.send_reset(reason);
         let end = bounded(told.recv()).await.unwrap();
@@ -603,7 +607,9 @@ async fn half_an_upload_is_never_a_whole_one() {
         drop(response);
     }
     let (response, mut upload) = alice.upload("/api/v1/namespaces/n/configmaps").await;
-    upload.send_data(Bytes::from_static(b"whole"), true).unwrap();
+    upload
+        .send_data(Bytes::from_static(b"whole"), true)
+        .unwrap();
     assert_eq!(bounded(response).await.unwrap().status(), StatusCode::OK);
     assert_eq!(bounded(told.recv()).await.unwrap().unwrap(), "whole");
     assert_eq!(bounded(told.recv()).await.unwrap().unwrap(), "");
@@ -618,8 +624,14 @@ async fn a_trailer_that_would_impersonate_is_the_callers_fault() {
         let (response, mut upload) = alice.upload("/api/v1/namespaces/n/configmaps").await;
         upload.send_data(Bytes::from_static(b"{}"), false).unwrap();
         let trailers = [(name.parse().unwrap(), "x".parse().unwrap())];
-        upload.send_trailers(trailers.into_iter().collect()).unwrap();
-        assert_eq!(bounded(response).await.unwrap().status(), StatusCode::BAD_REQUEST, "{name}");
+        upload
+            .send_trailers(trailers.into_iter().collect())
+            .unwrap();
+        assert_eq!(
+            bounded(response).await.unwrap().status(),
+            StatusCode::BAD_REQUEST,
+            "{name}"
+        );
     }
 }
 
@@ -630,7 +642,10 @@ async fn an_answer_that_breaks_off_gives_what_there_was_and_then_an_abort() {
         .agent(|_: Request<Incoming>, _| async move {
             let (sender, channel) = body::channel();
             double::own(async move {
-                sender.send(Bytes::from_static(b"half of it")).await.unwrap();
+                sender
+                    .send(Bytes::from_static(b"half of it"))
+                    .await
+                    .unwrap();
                 sender.abort(body::Aborted("the API server went away".into()));
             });
             Response::new(channel.map_err(Into::into).boxed_unsync())
@@ -638,11 +653,22 @@ async fn an_answer_that_breaks_off_gives_what_there_was_and_then_an_abort() {
         .await;
     let alice = world.as_user("alice");
     for http2 in [false, true] {
-        let response =
-            if http2 { alice.http2(get("/api")).await } else { alice.http1(get("/api")).await };
+        let response = if http2 {
+            alice.http2(get("/api")).await
+        } else {
+            alice.http1(get("/api")).await
+        };
         assert_eq!(response.status(), StatusCode::OK);
         let mut answer = response.into_body();
-        assert_eq!(bounded(answer.frame()).await.unwrap().unwrap().into_data().unwrap(), "half of it");
+        assert_eq!(
+            bounded(answer.frame())
+                .await
+                .unwrap()
+                .unwrap()
+                .into_data()
+                .unwrap(),
+            "half of it"
+        );
         assert!(bounded(answer.frame()).await.unwrap().is_err());
     }
 }

@@ -256,7 +256,10 @@ impl Client {
     }
 
     /// A POST whose body the test sends, on an HTTP/2 connection of its own.
-    pub(crate) async fn upload(&self, path: &str) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
+    pub(crate) async fn upload(
+        &self,
+        path: &str,
+    ) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
         let stream = TcpStream::connect(self.gateway).await.unwrap();
         let (sender, connection) = h2::client::handshake(stream).await.unwrap();
         let connection = own(async move { drop(connection.await) });
@@ -264,8 +267,15 @@ impl Client {
         let uri = format!("http://gateway/v1/{}{path}", membership());
         let mut request = Request::post(uri).body(()).unwrap();
         let authorization = self.authorization.parse().unwrap();
-        request.headers_mut().insert(header::AUTHORIZATION, authorization);
-        sender.ready().await.unwrap().send_request(request, false).unwrap()
+        request
+            .headers_mut()
+            .insert(header::AUTHORIZATION, authorization);
+        sender
+            .ready()
+            .await
+            .unwrap()
+            .send_request(request, false)
+            .unwrap()
     }
 
     /// An upgraded stream.
