@@ -29,12 +29,19 @@ use towline_proto::{endpoint, tunnel};
 
 use crate::{agents, api, app::Gateway, login, request, tls::Certificate};
 
+mod opening;
+
+use opening::Opening;
+
 /// Connections at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 50_000;
 /// How long a TLS handshake may take.
 const TLS_LIMIT: Duration = Duration::from_secs(10);
-/// How long a request's head may take.
-const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// How long a new connection may say nothing.
+const OPENING_LIMIT: Duration = Duration::from_secs(30);
+/// How long a request's head may take. hyper counts it from the answer before, so it is also how long an HTTP/1.1
+/// connection may be idle: longer than clients and proxies keep theirs (60 to 90 s), who else send into the closing.
+const HEAD_LIMIT: Duration = Duration::from_secs(120);
 /// Streams of one caller's connection; more wait.
 const MAX_STREAMS: u32 = 10_000;
 /// Header lines of one request.
@@ -136,7 +143,7 @@ where
         let gateway = Arc::clone(&gateway);
         async move { Ok::<_, Infallible>(route(&gateway, peer, request).await) }
     });
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(Opening::new(stream, OPENING_LIMIT)), service);
     tokio::pin!(connection);
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
