@@ -130,7 +130,7 @@ mod tests {
             .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             .await
             .unwrap();
-        server.read(&mut buffer).await.unwrap();
+        assert_eq!(server.read(&mut buffer).await.unwrap(), 27);
         assert!(
             timeout(Duration::from_secs(3600), server.read(&mut buffer))
                 .await
