@@ -12,21 +12,29 @@
 //! use towline_agent::guard::Impersonation;
 //! // An identity that nobody verified.
 //! fn forge(verified: Impersonation) -> Impersonation {
-//!     Impersonation { user: "system:masters".parse().unwrap(), ..verified }
+//!     Impersonation { groups: Vec::new(), ..verified }
 //! }
 //! ```
 //!
-//! ```compile_fail,E0624
-//! use towline_agent::{guard::Impersonation, upstream::Outbound};
+//! ```compile_fail,E0451
+//! use towline_agent::upstream::Outbound;
+//! // A request upstream whose headers name nobody.
+//! fn forge(verified: Outbound) -> Outbound {
+//!     Outbound { headers: http::HeaderMap::new(), ..verified }
+//! }
+//! ```
+//!
+//! ```compile_fail,E0277
+//! use towline_agent::upstream::Outbound;
 //! // A request upstream from anything else than an impersonation.
-//! fn forge(parts: http::request::Parts) -> Outbound {
-//!     Outbound::from_parts(parts)
+//! fn forge(parts: &http::request::Parts) -> Outbound {
+//!     Outbound::from(parts)
 //! }
 //! ```
 
 use std::sync::{Arc, Mutex};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, request::Parts, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts, uri::PathAndQuery};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use towline_proto::{
     assertion::{Grant, Refused, ReplayWindow, Sealed},
@@ -49,6 +57,9 @@ const SYSTEM: &str = "system:";
 
 /// Headers that carry a caller's credentials, which never come down a tunnel.
 const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "proxy-authorization"];
+
+/// What a subprotocol begins with that is a bearer token.
+const PROTOCOL_TOKEN: &[u8] = b"base64url.bearer.authorization.k8s.io.";
 
 /// Whom the gateway named, and for which request. Only [`Guard::admit`] makes one.
 #[derive(Debug)]
@@ -237,8 +248,14 @@ impl Guard {
         if let Some(name) = headers.keys().find(|name| names_an_identity(name)) {
             return Err(Denied::Header(name.to_string()));
         }
+        if carries_a_token(&headers) {
+            return Err(Denied::Header(format!(
+                "{} with a token",
+                header::SEC_WEBSOCKET_PROTOCOL
+            )));
+        }
         wire::strip_hop_by_hop(&mut headers);
-        headers.remove(http::header::HOST);
+        headers.remove(header::HOST);
         self.allowed.check("user", &grant.user)?;
         let mut groups = Vec::with_capacity(grant.groups.len());
         for group in grant.groups.iter().filter(|group| *group != AUTHENTICATED) {
@@ -328,6 +345,18 @@ pub(crate) fn names_an_identity(name: &HeaderName) -> bool {
     name.starts_with("impersonate-")
         || name.starts_with("x-remote-")
         || CREDENTIALS.contains(&name.as_str())
+}
+
+/// Whether a WebSocket's subprotocols hold a bearer token, as browsers send it to an API server.
+fn carries_a_token(headers: &HeaderMap) -> bool {
+    let protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
+    let holds = |value: &HeaderValue| {
+        let value = value.as_bytes().to_ascii_lowercase();
+        value
+            .windows(PROTOCOL_TOKEN.len())
+            .any(|window| window == PROTOCOL_TOKEN)
+    };
+    protocols.iter().any(holds)
 }
 
 /// The caller's method and the protocol that it asks for.

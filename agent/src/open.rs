@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicI64, Ordering},
 };
 
+use http::StatusCode;
 use towline_proto::{
     handshake::{Facts, HandshakeError, NoRandomness, Opened, Opening},
     jws::{KeyPair, PublicKey},
@@ -36,9 +37,16 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// The gateway refuses for another reason than the clock: it may not know the agent's key.
-    pub const fn refused(&self) -> bool {
-        matches!(self, Self::Dial(DialError::Refused { time: None, .. }))
+    /// The gateway doesn't take the agent's key, for another reason than the clock.
+    pub fn refused(&self) -> bool {
+        use StatusCode as S;
+        let Self::Dial(DialError::Refused {
+            status, time: None, ..
+        }) = self
+        else {
+            return false;
+        };
+        [S::UNAUTHORIZED, S::FORBIDDEN, S::NOT_FOUND].contains(status)
     }
 }
 

@@ -368,3 +368,18 @@ fn an_upgrade_is_a_post_that_says_what_it_was() {
         .header(wire::METHOD, "GET");
     assert!(matches!(pair.admit(half), Err(Denied::Upgrade)));
 }
+
+#[test]
+fn a_token_in_a_subprotocol_is_refused() {
+    let pair = pair(&[]);
+    let with = |protocols: &str| {
+        let request = pair
+            .sealed(&pair.grant(), "/api")
+            .header("sec-websocket-protocol", protocols);
+        pair.admit(request)
+    };
+    with("v5.channel.k8s.io, v4.channel.k8s.io").unwrap();
+    let denied =
+        with("v4.channel.k8s.io, Base64url.bearer.authorization.k8s.io.dG9rZW4").unwrap_err();
+    assert!(matches!(denied, Denied::Header(_)), "{denied}");
+}
