@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     path::PathBuf,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -44,6 +45,7 @@ pub(crate) struct Record {
     /// Watches that are open now.
     pub(crate) watches: Arc<AtomicUsize>,
     pub(crate) connections: AtomicUsize,
+    goaway: tokio::sync::Notify,
     /// The only token that is taken, if one is wanted.
     pub(crate) token: Mutex<Option<String>>,
 }
@@ -103,6 +105,7 @@ impl ApiServer {
                     };
                     record.connections.fetch_add(1, Ordering::SeqCst);
                     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    let leaving = Arc::clone(&record);
                     let service = service_fn(move |request| {
                         let record = Arc::clone(&record);
                         async move { Ok::<_, Infallible>(answer(&record, request).await) }
@@ -114,11 +117,12 @@ impl ApiServer {
                         builder
                             .max_concurrent_streams(100)
                             .max_header_list_size(1_048_896);
-                        drop(
-                            builder
-                                .serve_connection(TokioIo::new(stream), service)
-                                .await,
-                        );
+                        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+                        tokio::select! {
+                            _ = connection.as_mut() => return,
+                            () = leaving.goaway.notified() => connection.as_mut().graceful_shutdown(),
+                        }
+                        drop(connection.await);
                     } else {
                         let mut builder = hyper::server::conn::http1::Builder::new();
                         builder.max_headers(2000).max_buf_size(2 << 20);
@@ -158,6 +162,11 @@ impl ApiServer {
                 .await
                 .unwrap(),
         )
+    }
+
+    /// All its connections take no further streams, and those that they have go on.
+    pub(crate) fn goaway(&self) {
+        self.record.goaway.notify_waiters();
     }
 
     /// All its connections die.

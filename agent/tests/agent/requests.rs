@@ -302,3 +302,24 @@ async fn silence_is_bounded_where_the_api_server_answers_itself() {
         futures_util::poll!(&mut upload).is_pending() && futures_util::poll!(&mut log).is_pending()
     );
 }
+
+#[tokio::test]
+async fn a_connection_that_takes_no_more_keeps_what_it_has() {
+    let server = ApiServer::start().await;
+    let gateway = Gateway::open(server.upstream().await).await;
+    let mut watches = Vec::new();
+    for _ in 0..5 {
+        let mut watch = gateway.get("/api/v1/pods?watch=1").await.unwrap();
+        watch.body_mut().frame().await.unwrap().unwrap();
+        watches.push(watch);
+        let request = gateway
+            .request("DELETE", "/api", "")
+            .body(body::empty())
+            .unwrap();
+        assert_eq!(text(gateway.send(request).await.unwrap()).await, "ok");
+        server.goaway();
+    }
+    assert_eq!(server.watches(), 5);
+    drop(watches);
+    eventually("the watches are closed", async || server.watches() == 0).await;
+}
