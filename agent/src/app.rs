@@ -41,6 +41,7 @@ use crate::{
     guard::{AllowedSystem, Guard},
     health,
     open::{OpenError, Opener},
+    role::Role,
     serve::{self, MAX_STREAMS, Shared},
     upstream::{Upstream, UpstreamError, chain},
 };
@@ -79,6 +80,7 @@ pub struct App {
     opener: Opener,
     registration: Registration,
     cluster: Cluster,
+    role: Arc<Role>,
     upstream: Arc<Upstream>,
     allowed: Arc<AllowedSystem>,
     drain_limit: Duration,
@@ -214,6 +216,7 @@ impl App {
             opener,
             registration,
             cluster,
+            role: Arc::default(),
             upstream,
             allowed: Arc::new(config.allowed),
             drain_limit: config.drain_limit,
@@ -244,6 +247,10 @@ impl App {
         }
         let upstream = Arc::clone(&self.upstream);
         beside.spawn(async move { upstream.maintain().await });
+        // Before the first request, so that none is refused for a group that could have been left out.
+        self.role.refresh(&self.cluster).await;
+        let (role, cluster) = (Arc::clone(&self.role), self.cluster.clone());
+        beside.spawn(async move { role.follow(&cluster).await });
         let draining = self.state.draining.clone();
         let signal = shutdown.clone();
         beside.spawn(async move {
@@ -330,6 +337,7 @@ impl App {
                 Arc::clone(&self.allowed),
             ),
             upstream: Arc::clone(&self.upstream),
+            role: Arc::clone(&self.role),
             streams: Arc::clone(&self.state.streams),
             joins: TaskTracker::new(),
             over: over.clone(),

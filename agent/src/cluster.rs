@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use k8s_openapi::{
     ByteString,
-    api::core::v1::{Namespace, Secret},
+    api::{
+        authorization::v1::{ResourceRule, SelfSubjectRulesReview, SelfSubjectRulesReviewSpec},
+        core::v1::{Namespace, Secret},
+    },
 };
 use kube::{
     Api, Client, Config,
@@ -105,6 +108,28 @@ impl Cluster {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             kubernetes_version,
             external_id,
+        }
+    }
+
+    /// What the agent's own role lets it do, as far as the API server tells.
+    pub(crate) async fn own_rules(&self) -> Option<Vec<ResourceRule>> {
+        let spec = SelfSubjectRulesReviewSpec {
+            // Rules for the whole cluster are told with those of any namespace.
+            namespace: Some("default".to_owned()),
+        };
+        let review = SelfSubjectRulesReview {
+            spec,
+            ..SelfSubjectRulesReview::default()
+        };
+        let api = Api::<SelfSubjectRulesReview>::all(self.client.clone());
+        let asked = timeout(FACTS, api.create(&PostParams::default(), &review)).await;
+        match asked {
+            Ok(Ok(review)) => Some(review.status?.resource_rules),
+            Ok(Err(error)) => {
+                tracing::debug!("the agent's own rules are not known: {}", reason(error));
+                None
+            }
+            Err(_) => None,
         }
     }
 

@@ -107,6 +107,13 @@ impl Impersonation {
         self.upgrade.as_ref()
     }
 
+    /// Drops groups, which can only take rights away; how many.
+    pub fn keep_groups(&mut self, keep: impl Fn(&[u8]) -> bool) -> usize {
+        let before = self.groups.len();
+        self.groups.retain(|group| keep(group.as_bytes()));
+        before - self.groups.len()
+    }
+
     /// The caller's headers with the impersonation's: all that goes upstream but for the agent's own.
     pub(crate) fn headers(&self) -> HeaderMap {
         let mut headers = self.headers.clone();

@@ -16,6 +16,7 @@
 //! | [`app`] | keeps a session up, and drains at the end |
 //! | [`serve`] | one request: verify, impersonate, upstream |
 //! | [`guard`] | who is calling, or a refusal |
+//! | [`role`] | which of a caller's groups the agent may name |
 //! | [`upstream`] | to the API server: pools, upgrades, credentials that rotate |
 //! | [`health`] | liveness, readiness, gauges |
 
@@ -30,6 +31,7 @@ pub mod enrol;
 pub mod guard;
 pub mod health;
 pub mod open;
+pub mod role;
 pub mod serve;
 pub mod tcp;
 pub mod upstream;

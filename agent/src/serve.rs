@@ -17,6 +17,7 @@ use towline_proto::{
 use crate::{
     body::{Boxed, Holding, Upload, text},
     guard::{Denied, Guard, Impersonation},
+    role::Role,
     upstream::{Answer, Outbound, SendError, Upstream},
 };
 
@@ -31,6 +32,8 @@ pub struct Shared {
     pub guard: Guard,
     /// Whom they call.
     pub upstream: Arc<Upstream>,
+    /// Which groups may be named.
+    pub role: Arc<Role>,
     /// Room for streams, in all sessions of the agent.
     pub streams: Arc<Semaphore>,
     /// Upgraded streams.
@@ -83,13 +86,15 @@ where
         .try_acquire_owned()
         .map_err(|_| Refused::Overloaded)?;
     let (parts, body) = request.into_parts();
-    let caller = shared.guard.admit(parts)?;
+    let mut caller = shared.guard.admit(parts)?;
+    let left_out = caller.keep_groups(|group| shared.role.names(group));
     let out = Outbound::from(&caller);
     tracing::debug!(
         request = caller.request_id(),
         principal = caller.principal(),
         method = %caller.method(),
         path = caller.path().path(),
+        groups_left_out = left_out,
         "serving"
     );
     if caller.upgrade().is_none() {
@@ -98,25 +103,28 @@ where
             .upstream
             .send(out, upload.boxed_unsync(), watch)
             .await?;
-        return answer(response, &caller, permit).await;
+        return answer(shared, response, &caller, permit).await;
     }
     match shared.upstream.upgrade(&out).await? {
         Answer::Switched(response, connection) => {
             Ok(switch(shared, response, connection, body, caller, permit))
         }
-        Answer::Other(response) => answer(response, &caller, permit).await,
+        Answer::Other(response) => answer(shared, response, &caller, permit).await,
     }
 }
 
 /// The API server's own answer, untouched but for what belongs to its connection.
 async fn answer(
+    shared: &Shared,
     response: Response<Boxed>,
     caller: &Impersonation,
     permit: OwnedSemaphorePermit,
 ) -> Result<Response<Boxed>, Refused> {
-    let mut response = denial::inspect(response, caller.user())
-        .await
-        .map_err(Refused::Impersonation)?;
+    let inspected = denial::inspect(response, caller.user()).await;
+    let mut response = inspected.map_err(|sentence| {
+        shared.role.doubt();
+        Refused::Impersonation(sentence)
+    })?;
     wire::strip_hop_by_hop(response.headers_mut());
     Ok(response.map(|body| Holding::new(IntoTunnel::new(body), permit).boxed_unsync()))
 }

@@ -24,7 +24,10 @@ pub struct Requests([AtomicU64; 5]);
 impl Requests {
     /// One more.
     pub fn count(&self, status: StatusCode) {
-        if let Some(class) = self.0.get(usize::from(status.as_u16() / 100).saturating_sub(1)) {
+        if let Some(class) = self
+            .0
+            .get(usize::from(status.as_u16() / 100).saturating_sub(1))
+        {
             class.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -45,7 +48,10 @@ pub async fn run(gateway: Arc<Gateway>, listener: TcpListener) {
             });
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder.timer(TokioTimer::new());
-            if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+            if let Err(error) = builder
+                .serve_connection(TokioIo::new(stream), service)
+                .await
+            {
                 tracing::debug!(%error, "admin connection ended");
             }
         });
@@ -55,10 +61,15 @@ pub async fn run(gateway: Arc<Gateway>, listener: TcpListener) {
 fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response<Full<bytes::Bytes>> {
     let (status, text) = match request.uri().path() {
         "/livez" | "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
-        "/readyz" if gateway.drain.is_cancelled() => (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
+        "/readyz" if gateway.drain.is_cancelled() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned())
+        }
         "/readyz" => (StatusCode::OK, "ok\n".to_owned()),
         "/metrics" => (StatusCode::OK, metrics(gateway)),
-        _ => (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n".to_owned()),
+        _ => (
+            StatusCode::NOT_FOUND,
+            "there are /livez, /readyz and /metrics\n".to_owned(),
+        ),
     };
     let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;
@@ -73,19 +84,42 @@ fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response<Full<bytes
 fn metrics(gateway: &Gateway) -> String {
     let runtime = tokio::runtime::Handle::current().metrics();
     let gauges = [
-        ("towline_sessions", "Agents' sessions.", gateway.tunnels.count()),
-        ("towline_streams", "Upgraded and long-running requests.", gateway.live.count()),
-        ("towline_connections", "Connections on the public port.", gateway.connections.len()),
-        ("towline_tasks", "Live asynchronous tasks.", runtime.num_alive_tasks()),
+        (
+            "towline_sessions",
+            "Agents' sessions.",
+            gateway.tunnels.count(),
+        ),
+        (
+            "towline_streams",
+            "Upgraded and long-running requests.",
+            gateway.live.count(),
+        ),
+        (
+            "towline_connections",
+            "Connections on the public port.",
+            gateway.connections.len(),
+        ),
+        (
+            "towline_tasks",
+            "Live asynchronous tasks.",
+            runtime.num_alive_tasks(),
+        ),
     ];
     let mut text = String::new();
     for (name, help, value) in gauges {
-        let _written = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+        let _written = writeln!(
+            text,
+            "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
+        );
     }
     text.push_str("# HELP towline_requests_total Answers on the public port.\n# TYPE towline_requests_total counter\n");
     for (class, count) in gateway.requests.0.iter().enumerate() {
         let count = count.load(Ordering::Relaxed);
-        let _written = writeln!(text, "towline_requests_total{{code=\"{}xx\"}} {count}", class + 1);
+        let _written = writeln!(
+            text,
+            "towline_requests_total{{code=\"{}xx\"}} {count}",
+            class + 1
+        );
     }
     text
 }

@@ -19,8 +19,8 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use towline_proto::{
-    jws::KeyPair,
     handshake::{self, Accepted, HandshakeError, Hello},
+    jws::KeyPair,
     names::Membership,
     session::Session,
     tunnel,
@@ -184,8 +184,8 @@ async fn accept(
         return Err(Refused::Repeated);
     }
     let (signing, chain) = gateway.keys.signing_with_chain();
-    let accepted = handshake::accept(&signing, &statement, &hello, now)
-        .map_err(Refused::Handshake)?;
+    let accepted =
+        handshake::accept(&signing, &statement, &hello, now).map_err(Refused::Handshake)?;
 
     let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

@@ -9,14 +9,15 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use tonic::Status;
+use tower_service::Service as _;
 use towline_proto::{
     api::{
-        enrolment_server::EnrolmentServer, identity_server::IdentityServer, memberships_server::MembershipsServer,
-        projects_server::ProjectsServer, streams_server::StreamsServer, users_server::UsersServer,
+        enrolment_server::EnrolmentServer, identity_server::IdentityServer,
+        memberships_server::MembershipsServer, projects_server::ProjectsServer,
+        streams_server::StreamsServer, users_server::UsersServer,
     },
     body::Aborted,
 };
-use tower_service::Service as _;
 
 use crate::{agents::OWN_ANSWER, app::Gateway, request::Body, store::StoreError};
 
@@ -40,15 +41,25 @@ pub struct Api {
 
 /// Answers a request to `/towline.v1.SERVICE/METHOD`.
 pub async fn serve(gateway: &Arc<Gateway>, request: Request<Incoming>) -> Response<Body> {
-    let api = Api { gateway: Arc::clone(gateway) };
-    let content_type = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let api = Api {
+        gateway: Arc::clone(gateway),
+    };
+    let content_type = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .map_or(&b""[..], HeaderValue::as_bytes);
     let mut response = if content_type.starts_with(b"application/grpc") {
         let request = request.map(tonic::body::Body::new);
-        api.call(request).await.map(|body| body.map_err(|status| Aborted(status.message().to_owned())).boxed_unsync())
+        api.call(request).await.map(|body| {
+            body.map_err(|status| Aborted(status.message().to_owned()))
+                .boxed_unsync()
+        })
     } else {
         json::serve(&api, request).await
     };
-    response.headers_mut().insert(OWN_ANSWER, HeaderValue::from_static("1"));
+    response
+        .headers_mut()
+        .insert(OWN_ANSWER, HeaderValue::from_static("1"));
     response
 }
 
@@ -58,17 +69,45 @@ impl Api {
         let api = self.clone();
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
         let answered = match service {
-            "towline.v1.Identity" => IdentityServer::new(api).max_decoding_message_size(MAX_MESSAGE).call(request).await,
-            "towline.v1.Projects" => ProjectsServer::new(api).max_decoding_message_size(MAX_MESSAGE).call(request).await,
+            "towline.v1.Identity" => {
+                IdentityServer::new(api)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .call(request)
+                    .await
+            }
+            "towline.v1.Projects" => {
+                ProjectsServer::new(api)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .call(request)
+                    .await
+            }
             "towline.v1.Memberships" => {
-                MembershipsServer::new(api).max_decoding_message_size(MAX_MESSAGE).call(request).await
+                MembershipsServer::new(api)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .call(request)
+                    .await
             }
-            "towline.v1.Users" => UsersServer::new(api).max_decoding_message_size(MAX_MESSAGE).call(request).await,
+            "towline.v1.Users" => {
+                UsersServer::new(api)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .call(request)
+                    .await
+            }
             "towline.v1.Enrolment" => {
-                EnrolmentServer::new(api).max_decoding_message_size(MAX_MESSAGE).call(request).await
+                EnrolmentServer::new(api)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .call(request)
+                    .await
             }
-            "towline.v1.Streams" => StreamsServer::new(api).max_decoding_message_size(MAX_MESSAGE).call(request).await,
-            other => Ok(Status::unimplemented(format!("there is no service {other:?}")).into_http()),
+            "towline.v1.Streams" => {
+                StreamsServer::new(api)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .call(request)
+                    .await
+            }
+            other => {
+                Ok(Status::unimplemented(format!("there is no service {other:?}")).into_http())
+            }
         };
         answered.unwrap_or_else(|never| match never {})
     }
@@ -82,10 +121,17 @@ fn internal(error: StoreError) -> Status {
 
 /// An answer of the JSON mapping.
 fn answer(status: StatusCode, json: String) -> Response<Body> {
-    let mut response = Response::new(Full::from(json).map_err(|never| match never {}).boxed_unsync());
+    let mut response = Response::new(
+        Full::from(json)
+            .map_err(|never| match never {})
+            .boxed_unsync(),
+    );
     *response.status_mut() = status;
     let mut headers = HeaderMap::new();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     *response.headers_mut() = headers;
     response

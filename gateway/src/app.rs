@@ -98,21 +98,32 @@ impl Gateway {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(config: Config, clock: Clock, keys: Arc<Keys>, store: Store) -> Result<Running, StartError> {
+    pub async fn start(
+        config: Config,
+        clock: Clock,
+        keys: Arc<Keys>,
+        store: Store,
+    ) -> Result<Running, StartError> {
         let certificate = match &config.tls {
-            Some(tls) => {
-                Some(Certificate::load(&tls.certificate, &tls.key).map_err(StartError::Certificate)?)
-            }
+            Some(tls) => Some(
+                Certificate::load(&tls.certificate, &tls.key).map_err(StartError::Certificate)?,
+            ),
             None => None,
         };
         let certificate_authority = match &config.certificate_authority {
             Some(path) => Some(std::fs::read_to_string(path).map_err(|source| {
-                StartError::CertificateAuthority { path: path.clone(), source }
+                StartError::CertificateAuthority {
+                    path: path.clone(),
+                    source,
+                }
             })?),
             None => None,
         };
         // What a gateway that died left behind.
-        store.all_disconnected(clock.unix()).await.map_err(StartError::Store)?;
+        store
+            .all_disconnected(clock.unix())
+            .await
+            .map_err(StartError::Store)?;
         let (listener, public) = bind("listen", config.listen).await?;
         let (admin_listener, admin) = bind("admin_listen", config.admin_listen).await?;
         let gateway = Arc::new(Self {
@@ -132,7 +143,11 @@ impl Gateway {
             drain: CancellationToken::new(),
         });
         let mut loops = vec![
-            own(server::run(Arc::clone(&gateway), listener, certificate.clone())),
+            own(server::run(
+                Arc::clone(&gateway),
+                listener,
+                certificate.clone(),
+            )),
             own(admin::run(Arc::clone(&gateway), admin_listener)),
             own(Arc::clone(&gateway.keys).renew()),
         ];
@@ -140,7 +155,12 @@ impl Gateway {
             loops.push(own(certificate.watch()));
         }
         tracing::info!(%public, %admin, url = %gateway.config.public_url, "gateway up");
-        Ok(Running { gateway, public, admin, loops })
+        Ok(Running {
+            gateway,
+            public,
+            admin,
+            loops,
+        })
     }
 }
 
@@ -150,8 +170,15 @@ fn own(task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
     tokio::spawn(task)
 }
 
-async fn bind(field: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Listen { field, address, source };
+async fn bind(
+    field: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen {
+        field,
+        address,
+        source,
+    };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
@@ -186,12 +213,18 @@ impl Running {
             gateway.live.all_ended().await;
         };
         if timeout(limit, streams).await.is_err() {
-            tracing::warn!(streams = gateway.live.count(), "the drain limit is over; streams are cut");
+            tracing::warn!(
+                streams = gateway.live.count(),
+                "the drain limit is over; streams are cut"
+            );
         }
         gateway.tunnels.close_all("the gateway is shutting down");
         gateway.tasks.close();
         // A session notes its end in the store; nothing it waits for takes longer.
-        if timeout(std::time::Duration::from_secs(5), gateway.tasks.wait()).await.is_err() {
+        if timeout(std::time::Duration::from_secs(5), gateway.tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("some sessions did not end in time");
         }
         gateway.store.close().await;

@@ -204,13 +204,18 @@ impl CallerBody {
         Arc::clone(&self.fault)
     }
 
-    fn check(&self, frame: Option<Result<Frame<Bytes>, hyper::Error>>) -> Option<Result<Frame<Bytes>, String>> {
+    fn check(
+        &self,
+        frame: Option<Result<Frame<Bytes>, hyper::Error>>,
+    ) -> Option<Result<Frame<Bytes>, String>> {
         let frame = match frame {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Some(Err(format!("the request's body broke off: {error}"))),
             // The HTTP library reports a reset with NO_ERROR as an end; only a stream that was finished says so.
             None if self.http2 && !self.body.is_end_stream() => {
-                return Some(Err("the request's body broke off: the caller reset the stream".to_owned()));
+                return Some(Err(
+                    "the request's body broke off: the caller reset the stream".to_owned(),
+                ));
             }
             None => return None,
         };
@@ -220,10 +225,16 @@ impl CallerBody {
                 .and_then(|trailers| trailers.keys().find(|name| wrong(name.as_str())))
         };
         if let Some(name) = trailer(impersonates) {
-            return Some(Err(format!("trailer {:?} would impersonate", name.as_str())));
+            return Some(Err(format!(
+                "trailer {:?} would impersonate",
+                name.as_str()
+            )));
         }
         if let Some(name) = trailer(|name| name.starts_with(wire::PREFIX)) {
-            return Some(Err(format!("trailer {:?} is the tunnel's own", name.as_str())));
+            return Some(Err(format!(
+                "trailer {:?} is the tunnel's own",
+                name.as_str()
+            )));
         }
         Some(Ok(frame))
     }

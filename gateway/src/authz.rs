@@ -145,7 +145,12 @@ pub(crate) fn nearest(asked: &Membership, rows: &[MembershipRow]) -> Vec<String>
         .collect();
     scored.sort_unstable();
     let near = asked.len().div_ceil(2).max(2);
-    scored.into_iter().filter(|(distance, _)| *distance <= near).take(3).map(|(_, name)| name.to_owned()).collect()
+    scored
+        .into_iter()
+        .filter(|(distance, _)| *distance <= near)
+        .take(3)
+        .map(|(_, name)| name.to_owned())
+        .collect()
 }
 
 /// Levenshtein's distance; both are DNS labels, so at most 63 by 63.
@@ -188,7 +193,11 @@ mod tests {
 
     #[test]
     fn near_names_come_first_and_far_ones_not_at_all() {
-        let name = |id: &str| -> Membership { format!("projects/p/locations/global/memberships/{id}").parse().unwrap() };
+        let name = |id: &str| -> Membership {
+            format!("projects/p/locations/global/memberships/{id}")
+                .parse()
+                .unwrap()
+        };
         let rows = ["prod-eu", "prod-us", "staging", "prd-eu"].map(|id| MembershipRow {
             membership: name(id),
             public_key: None,
@@ -199,7 +208,10 @@ mod tests {
             disconnected_since: None,
             created: 0,
         });
-        assert_eq!(nearest(&name("prod-eu"), &rows), ["prod-eu", "prd-eu", "prod-us"]);
+        assert_eq!(
+            nearest(&name("prod-eu"), &rows),
+            ["prod-eu", "prd-eu", "prod-us"]
+        );
         assert!(nearest(&name("x"), &rows).is_empty());
     }
 }

@@ -126,14 +126,20 @@ pub async fn answer(
                 over: false,
                 _held: held,
             };
-            Ok(Response::from_parts(head, LastBytesFirst::new(body).boxed_unsync()))
+            Ok(Response::from_parts(
+                head,
+                LastBytesFirst::new(body).boxed_unsync(),
+            ))
         }
         (None, _, _) => {
             let body = Plain {
                 body: FromTunnel(body),
                 _held: held,
             };
-            Ok(Response::from_parts(head, LastBytesFirst::new(body).boxed_unsync()))
+            Ok(Response::from_parts(
+                head,
+                LastBytesFirst::new(body).boxed_unsync(),
+            ))
         }
         (Some(_), _, _) => Err(Refused::Cluster(
             "the agent switched protocols without being asked".to_owned(),
@@ -277,7 +283,11 @@ fn switch(
 
 /// Why a stream ended, in the words that callers search for.
 fn reason(aborted: Aborted) -> String {
-    if aborted.0.starts_with(body::LOST) { Refused::AgentLost.to_string() } else { aborted.0 }
+    if aborted.0.starts_with(body::LOST) {
+        Refused::AgentLost.to_string()
+    } else {
+        aborted.0
+    }
 }
 
 /// How long an early end waits for the bytes before it.

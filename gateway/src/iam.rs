@@ -44,7 +44,9 @@ pub enum InvalidSubject {
     #[error("{0:?} is no name: 1 to 253 printable characters, no white space at the ends")]
     Form(String),
     /// Another kind of principal, or the cluster's own.
-    #[error("{name:?} begins with {prefix:?}, which is another kind of principal's; choose a name that doesn't")]
+    #[error(
+        "{name:?} begins with {prefix:?}, which is another kind of principal's; choose a name that doesn't"
+    )]
     Reserved {
         /// What was asked for.
         name: String,
@@ -58,13 +60,21 @@ pub enum InvalidSubject {
 /// # Errors
 /// See [`InvalidSubject`].
 pub fn check_subject(name: &str) -> Result<(), InvalidSubject> {
-    let formed = (1..=253).contains(&name.len()) && name.trim() == name && !name.chars().any(char::is_control);
+    let formed = (1..=253).contains(&name.len())
+        && name.trim() == name
+        && !name.chars().any(char::is_control);
     if !formed {
         return Err(InvalidSubject::Form(name.chars().take(80).collect()));
     }
     let lower = name.to_ascii_lowercase();
-    match ["system:", "serviceaccount:", "principal:", "principalset:"].into_iter().find(|p| lower.starts_with(p)) {
-        Some(prefix) => Err(InvalidSubject::Reserved { name: name.to_owned(), prefix }),
+    match ["system:", "serviceaccount:", "principal:", "principalset:"]
+        .into_iter()
+        .find(|p| lower.starts_with(p))
+    {
+        Some(prefix) => Err(InvalidSubject::Reserved {
+            name: name.to_owned(),
+            prefix,
+        }),
         None => Ok(()),
     }
 }
@@ -275,7 +285,16 @@ mod tests {
         for good in ["alice", "alice@example.com", "Ops Team", "oidc:alice"] {
             assert_eq!(check_subject(good), Ok(()), "{good}");
         }
-        for bad in ["system:masters", "System:Admin", "serviceAccount:ci@p", "principal://x", "principalSet://x", "", " a", "a\nb"] {
+        for bad in [
+            "system:masters",
+            "System:Admin",
+            "serviceAccount:ci@p",
+            "principal://x",
+            "principalSet://x",
+            "",
+            " a",
+            "a\nb",
+        ] {
             assert!(check_subject(bad).is_err(), "{bad:?}");
         }
     }

@@ -60,7 +60,9 @@ pub async fn run(gateway: Arc<Gateway>, listener: TcpListener, certificate: Opti
     let tls = certificate.map(|certificate| TlsAcceptor::from(certificate.server_config()));
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
         let accepted = tokio::select! {
             () = gateway.drain.cancelled() => return,
             accepted = listener.accept() => accepted,
@@ -93,7 +95,9 @@ async fn connection(
     configure(&stream)?;
     match tls {
         Some(tls) => {
-            let stream = timeout(TLS_LIMIT, tls.accept(stream)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+            let stream = timeout(TLS_LIMIT, tls.accept(stream))
+                .await
+                .map_err(|_| io::ErrorKind::TimedOut)??;
             http(gateway, stream, peer.ip()).await
         }
         None => http(gateway, stream, peer.ip()).await,
@@ -103,7 +107,11 @@ async fn connection(
 fn configure(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(5)))?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(Duration::from_secs(5)),
+    )?;
     #[cfg(target_os = "linux")]
     {
         socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_LIMIT))?;
@@ -143,7 +151,8 @@ where
         let gateway = Arc::clone(&gateway);
         async move { Ok::<_, Infallible>(route(&gateway, peer, request).await) }
     });
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(Opening::new(stream, OPENING_LIMIT)), service);
+    let connection = builder
+        .serve_connection_with_upgrades(TokioIo::new(Opening::new(stream, OPENING_LIMIT)), service);
     tokio::pin!(connection);
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
@@ -156,7 +165,11 @@ where
 }
 
 /// Which door a request takes.
-async fn route(gateway: &Arc<Gateway>, peer: IpAddr, request: Request<Incoming>) -> Response<request::Body> {
+async fn route(
+    gateway: &Arc<Gateway>,
+    peer: IpAddr,
+    request: Request<Incoming>,
+) -> Response<request::Body> {
     let client = client(gateway, peer, &request);
     let path = request.uri().path();
     let response = if path == endpoint::AGENT_CONNECT {
@@ -174,7 +187,13 @@ async fn route(gateway: &Arc<Gateway>, peer: IpAddr, request: Request<Incoming>)
 
 /// The caller's address: the nearest one that no trusted proxy vouches away.
 fn client(gateway: &Gateway, peer: IpAddr, request: &Request<Incoming>) -> IpAddr {
-    let trusted = |address: IpAddr| gateway.config.trusted_proxies.iter().any(|net| net.contains(&address));
+    let trusted = |address: IpAddr| {
+        gateway
+            .config
+            .trusted_proxies
+            .iter()
+            .any(|net| net.contains(&address))
+    };
     if !trusted(peer) {
         return peer;
     }

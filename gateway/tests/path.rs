@@ -1,5 +1,11 @@
 //! A whole gateway in this process, a double of an agent, and real HTTP on the loopback: the path of a request.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::type_complexity,
+    reason = "a test says what went wrong by panicking; a double is what it answers"
+)]
+
 mod path {
     pub(crate) mod double;
     pub(crate) mod world;

@@ -78,7 +78,10 @@ impl Agent {
     /// The command that runs it.
     pub fn command(&self) -> Cmd {
         let mut command = Cmd::new(&self.binary)
-            .env("TOWLINE_LOG", place::variable("TOWLINE_TEST_LOG").unwrap_or_else(|| "info".to_owned()))
+            .env(
+                "TOWLINE_LOG",
+                place::variable("TOWLINE_TEST_LOG").unwrap_or_else(|| "info".to_owned()),
+            )
             .arg("run")
             .arg("--registration")
             .arg(&self.registration)

@@ -23,12 +23,19 @@ pub struct Cluster {
 impl Cluster {
     /// The tests' cluster with a node: `it`, or `TOWLINE_TEST_CLUSTER`.
     pub fn with_node() -> Self {
-        Self::up(&place::variable("TOWLINE_TEST_CLUSTER").unwrap_or_else(|| "it".to_owned()), true)
+        Self::up(
+            &place::variable("TOWLINE_TEST_CLUSTER").unwrap_or_else(|| "it".to_owned()),
+            true,
+        )
     }
 
     /// The tests' second cluster, without a node: the first one's name with a 2, for runs beside each other.
     pub fn second() -> Self {
-        Self::up(&place::variable("TOWLINE_TEST_CLUSTER").map_or_else(|| "it2".to_owned(), |name| name + "2"), false)
+        Self::up(
+            &place::variable("TOWLINE_TEST_CLUSTER")
+                .map_or_else(|| "it2".to_owned(), |name| name + "2"),
+            false,
+        )
     }
 
     /// Brings it up if it isn't, whole.
@@ -41,7 +48,9 @@ impl Cluster {
         if let Some(cluster) = up.get(name) {
             return cluster.clone();
         }
-        let command = Self::command().args(["up", name]).limit(Duration::from_secs(1200));
+        let command = Self::command()
+            .args(["up", name])
+            .limit(Duration::from_secs(1200));
         if node { command.arg("--node") } else { command }.ok();
         Self::command().args(["link", name, "restore"]).ok();
         let directory = PathBuf::from(Self::command().args(["dir", name]).ok().trim());
@@ -50,7 +59,10 @@ impl Cluster {
             .filter_map(|line| line.split_once('='))
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect();
-        let cluster = Self { name: name.to_owned(), settings };
+        let cluster = Self {
+            name: name.to_owned(),
+            settings,
+        };
         up.insert(name.to_owned(), cluster.clone());
         cluster
     }
@@ -64,7 +76,9 @@ impl Cluster {
     /// # Panics
     /// There is none of that name.
     pub fn setting(&self, name: &str) -> &str {
-        self.settings.get(name).unwrap_or_else(|| panic!("{}'s env has no {name}", self.name))
+        self.settings
+            .get(name)
+            .unwrap_or_else(|| panic!("{}'s env has no {name}", self.name))
     }
 
     /// Where a gateway listens so that agents of every cluster can dial it.
@@ -85,13 +99,21 @@ impl Cluster {
     /// `command` in the cluster's network.
     #[must_use]
     pub fn inside(&self, command: Cmd) -> Cmd {
-        command.under(["nsenter".to_owned(), format!("--net=/run/netns/{}", self.setting("NETNS")), "--".to_owned()])
+        command.under([
+            "nsenter".to_owned(),
+            format!("--net=/run/netns/{}", self.setting("NETNS")),
+            "--".to_owned(),
+        ])
     }
 
     /// kubectl as the administrator, from inside, straight to the API server.
     pub fn kubectl(&self, words: &str) -> Cmd {
         let kubectl = Path::new(self.setting("KUBE_BIN")).join("kubectl");
-        self.inside(Cmd::new(kubectl).env("KUBECONFIG", self.admin_kubeconfig()).words(words))
+        self.inside(
+            Cmd::new(kubectl)
+                .env("KUBECONFIG", self.admin_kubeconfig())
+                .words(words),
+        )
     }
 
     /// A fault on its link; `restore` undoes all.
@@ -103,12 +125,17 @@ impl Cluster {
     /// Puts images on its node.
     #[track_caller]
     pub fn load(&self, image: &Path) {
-        Self::command().args(["load", &self.name]).arg(image).limit(Duration::from_secs(120)).ok();
+        Self::command()
+            .args(["load", &self.name])
+            .arg(image)
+            .limit(Duration::from_secs(120))
+            .ok();
     }
 
     /// What identifies it: the UID of its `kube-system` namespace.
     #[track_caller]
     pub fn uid(&self) -> String {
-        self.kubectl("get namespace kube-system -o jsonpath={.metadata.uid}").ok()
+        self.kubectl("get namespace kube-system -o jsonpath={.metadata.uid}")
+            .ok()
     }
 }

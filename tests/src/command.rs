@@ -49,10 +49,14 @@ impl Input {
 impl Cmd {
     /// `program` with a clean environment, no input, and a limit of a minute.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
-        let kept = KEPT.iter().filter_map(|name| Some((OsString::from(name), place::variable(name)?.into())));
+        let kept = KEPT
+            .iter()
+            .filter_map(|name| Some((OsString::from(name), place::variable(name)?.into())));
         Self {
             words: vec![program.as_ref().to_owned()],
-            env: kept.chain([(OsString::from("NO_COLOR"), OsString::from("1"))]).collect(),
+            env: kept
+                .chain([(OsString::from("NO_COLOR"), OsString::from("1"))])
+                .collect(),
             input: Input::Nothing,
             directory: None,
             limit: Duration::from_secs(60),
@@ -69,7 +73,8 @@ impl Cmd {
     /// More arguments.
     #[must_use]
     pub fn args<I: IntoIterator<Item: AsRef<OsStr>>>(mut self, words: I) -> Self {
-        self.words.extend(words.into_iter().map(|word| word.as_ref().to_owned()));
+        self.words
+            .extend(words.into_iter().map(|word| word.as_ref().to_owned()));
         self
     }
 
@@ -82,7 +87,8 @@ impl Cmd {
     /// A variable of its environment.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.env.insert(name.as_ref().to_owned(), value.as_ref().to_owned());
+        self.env
+            .insert(name.as_ref().to_owned(), value.as_ref().to_owned());
         self
     }
 
@@ -124,7 +130,13 @@ impl Cmd {
     /// Words before it: a program that runs programs.
     #[must_use]
     pub fn under<I: IntoIterator<Item: AsRef<OsStr>>>(mut self, words: I) -> Self {
-        self.words.splice(0..0, words.into_iter().map(|word| word.as_ref().to_owned()).collect::<Vec<_>>());
+        self.words.splice(
+            0..0,
+            words
+                .into_iter()
+                .map(|word| word.as_ref().to_owned())
+                .collect::<Vec<_>>(),
+        );
         self
     }
 
@@ -151,9 +163,15 @@ impl Cmd {
             if since.elapsed() > self.limit {
                 child.kill().ok();
                 child.wait().ok();
-                let said = [stdout, stderr].map(|said| said.recv_timeout(Duration::from_secs(1)).unwrap_or_default());
+                let said = [stdout, stderr].map(|said| {
+                    said.recv_timeout(Duration::from_secs(1))
+                        .unwrap_or_default()
+                });
                 let [out, err] = said.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-                panic!("{self}\ntook longer than {:?}\nstdout: {out}\nstderr: {err}", self.limit);
+                panic!(
+                    "{self}\ntook longer than {:?}\nstdout: {out}\nstderr: {err}",
+                    self.limit
+                );
             }
             thread::sleep(Duration::from_millis(5));
         };
@@ -163,7 +181,8 @@ impl Cmd {
             command: self.to_string(),
             code: status.code(),
             bytes: stdout.recv_timeout(patience).unwrap_or_default(),
-            stderr: String::from_utf8_lossy(&stderr.recv_timeout(patience).unwrap_or_default()).into_owned(),
+            stderr: String::from_utf8_lossy(&stderr.recv_timeout(patience).unwrap_or_default())
+                .into_owned(),
             took: since.elapsed(),
         }
     }
@@ -204,7 +223,13 @@ impl Cmd {
     pub fn start(&self, name: &str) -> Program {
         let directory = place::run_directory();
         let base = (0..)
-            .map(|n| directory.join(if n == 0 { name.to_owned() } else { format!("{name}-{n}") }))
+            .map(|n| {
+                directory.join(if n == 0 {
+                    name.to_owned()
+                } else {
+                    format!("{name}-{n}")
+                })
+            })
             .find(|path| File::create_new(path.with_extension("out")).is_ok())
             .expect("one of all names is free");
         let (out, err) = (base.with_extension("out"), base.with_extension("err"));
@@ -213,7 +238,9 @@ impl Cmd {
         command.stderr(File::create(&err).expect("a log can be written"));
         let mut child = spawn(command).unwrap_or_else(|e| panic!("cannot start {self}: {e}"));
         let mut stdin = child.stdin.take();
-        if let (Input::Bytes(bytes), Some(mut stdin)) = (&self.input, stdin.take_if(|_| !self.input.stays_open())) {
+        if let (Input::Bytes(bytes), Some(mut stdin)) =
+            (&self.input, stdin.take_if(|_| !self.input.stays_open()))
+        {
             let bytes = bytes.clone();
             thread::spawn(move || stdin.write_all(&bytes).ok());
         }
@@ -223,14 +250,20 @@ impl Cmd {
     fn command(&self) -> Command {
         // A child ends with whoever started it, however that ended: shared parts of a test have no drop.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).args(&self.words).env_clear().envs(&self.env);
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .args(&self.words)
+            .env_clear()
+            .envs(&self.env);
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
         command.stdin(match &self.input {
             Input::Nothing => Stdio::null(),
             Input::Bytes(_) | Input::Pipe => Stdio::piped(),
-            Input::File(path) => File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).into(),
+            Input::File(path) => File::open(path)
+                .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+                .into(),
         });
         command
     }
@@ -246,7 +279,11 @@ impl Cmd {
 
 impl fmt::Display for Cmd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words: Vec<_> = self.words.iter().map(|word| word.to_string_lossy()).collect();
+        let words: Vec<_> = self
+            .words
+            .iter()
+            .map(|word| word.to_string_lossy())
+            .collect();
         f.write_str(&words.join(" "))
     }
 }
@@ -288,7 +325,10 @@ impl Output {
     /// It did not.
     #[track_caller]
     pub fn fails(&self) -> String {
-        assert!(self.code.is_some_and(|code| code != 0), "should have failed: {self}");
+        assert!(
+            self.code.is_some_and(|code| code != 0),
+            "should have failed: {self}"
+        );
         format!("{}{}", self.text(), self.stderr)
     }
 }
@@ -297,8 +337,17 @@ impl fmt::Display for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.text();
         let shown: String = text.chars().take(4000).collect();
-        write!(f, "{}\nexit code {:?} after {:?}", self.command, self.code, self.took)?;
-        write!(f, "\nstdout ({} bytes): {shown}\nstderr: {}", self.bytes.len(), self.stderr)
+        write!(
+            f,
+            "{}\nexit code {:?} after {:?}",
+            self.command, self.code, self.took
+        )?;
+        write!(
+            f,
+            "\nstdout ({} bytes): {shown}\nstderr: {}",
+            self.bytes.len(),
+            self.stderr
+        )
     }
 }
 
@@ -328,8 +377,12 @@ pub(crate) fn spawn(command: Command) -> std::io::Result<Child> {
         sender
     });
     let (answer, started) = mpsc::sync_channel(1);
-    STARTER.send((command, answer)).expect("the starter lives as long as the process");
-    started.recv().expect("the starter lives as long as the process")
+    STARTER
+        .send((command, answer))
+        .expect("the starter lives as long as the process");
+    started
+        .recv()
+        .expect("the starter lives as long as the process")
 }
 
 /// The text of a file that a program writes; empty while it isn't there.
@@ -348,6 +401,9 @@ pub fn text_of(path: &Path) -> String {
 #[track_caller]
 pub fn wait_line(path: &Path, what: &str, bound: Duration, holds: impl Fn(&str) -> bool) -> String {
     wait_for(&format!("{what} in {}", path.display()), bound, || {
-        text_of(path).lines().find(|line| holds(line)).map(str::to_owned)
+        text_of(path)
+            .lines()
+            .find(|line| holds(line))
+            .map(str::to_owned)
     })
 }

@@ -36,7 +36,9 @@ impl Kind {
         match name {
             "nginx" => Self::Nginx,
             "haproxy" => Self::Haproxy,
-            other => panic!("there is no middlebox {other:?}: TOWLINE_TEST_FRONT is nginx or haproxy"),
+            other => {
+                panic!("there is no middlebox {other:?}: TOWLINE_TEST_FRONT is nginx or haproxy")
+            }
         }
     }
 }
@@ -50,20 +52,43 @@ pub struct Front {
     pub directory: PathBuf,
     /// Where it listens.
     pub address: String,
+    /// Which one, if it terminates TLS before a gateway.
+    pub kind: Option<Kind>,
 }
 
 /// A gateway behind a middlebox; `change` edits the middlebox's configuration first.
 #[track_caller]
-pub fn gateway_behind(kind: Kind, name: &str, cluster: &Cluster, change: impl FnOnce(String) -> String) -> (Gateway, Front) {
+pub fn gateway_behind(
+    kind: Kind,
+    name: &str,
+    cluster: &Cluster,
+    change: impl FnOnce(String) -> String,
+) -> (Gateway, Front) {
     let ip = cluster.host_ip();
     let port = free_port();
     let mut gateway = Gateway::init_as(name, cluster, Some(&format!("https://{ip}:{port}")));
     let configuration = gateway.configuration();
-    let file = |key: &str| gateway.state.join(configuration["tls"][key].as_str().expect("init wrote a path"));
+    let file = |key: &str| {
+        gateway.state.join(
+            configuration["tls"][key]
+                .as_str()
+                .expect("init wrote a path"),
+        )
+    };
     let (certificate, key) = (file("certificate"), file("key"));
-    gateway.configure(&format!("listen = \"127.0.0.1:{}\"\ntls = {{mode = \"off\"}}\ntrusted_proxies = [\"127.0.0.1\"]", gateway.port));
+    gateway.configure(&format!(
+        "listen = \"127.0.0.1:{}\"\ntls = {{mode = \"off\"}}\ntrusted_proxies = [\"127.0.0.1\"]",
+        gateway.port
+    ));
     "127.0.0.1".clone_into(&mut gateway.ip);
-    let front = start(kind, name, &format!("{ip}:{port}"), &gateway, (&certificate, &key), change);
+    let front = start(
+        kind,
+        name,
+        &format!("{ip}:{port}"),
+        &gateway,
+        (&certificate, &key),
+        change,
+    );
     gateway.run();
     (gateway, front)
 }
@@ -83,7 +108,8 @@ fn start(
         Kind::Nginx => "nginx.conf",
         Kind::Haproxy => "haproxy.cfg",
     };
-    let mut text = fs::read_to_string(place::tree().join("deploy/proxies").join(file)).expect("the kept configuration");
+    let mut text = fs::read_to_string(place::tree().join("deploy/proxies").join(file))
+        .expect("the kept configuration");
     let here = |name: &str| directory.join(name).display().to_string();
     let pem = here("tls.pem");
     fs::write(&pem, [text_of(certificate), text_of(key)].concat()).expect("a file can be written");
@@ -96,12 +122,23 @@ fn start(
             ("/etc/towline/tls.crt", certificate.display().to_string()),
             ("/etc/towline/tls.key", key.display().to_string()),
             ("/run/nginx.pid", here("nginx.pid")),
-            ("/var/log/nginx/error.log warn", format!("{} warn", here("error.log"))),
-            ("access_log off;", format!(
-                "access_log {};\n    client_body_temp_path {}; proxy_temp_path {}; fastcgi_temp_path {}; \
+            (
+                "/var/log/nginx/error.log warn",
+                format!("{} warn", here("error.log")),
+            ),
+            (
+                "access_log off;",
+                format!(
+                    "access_log {};\n    client_body_temp_path {}; proxy_temp_path {}; fastcgi_temp_path {}; \
                  uwsgi_temp_path {}; scgi_temp_path {};",
-                here("access.log"), here("a"), here("b"), here("c"), here("d"), here("e")
-            )),
+                    here("access.log"),
+                    here("a"),
+                    here("b"),
+                    here("c"),
+                    here("d"),
+                    here("e")
+                ),
+            ),
         ],
         Kind::Haproxy => vec![
             ("bind :443 ", format!("bind {address} ")),
@@ -110,16 +147,28 @@ fn start(
         ],
     };
     for (from, to) in places {
-        assert!(text.contains(from), "deploy/proxies/{file} has no {from:?} any more");
+        assert!(
+            text.contains(from),
+            "deploy/proxies/{file} has no {from:?} any more"
+        );
         text = text.replace(from, &to);
     }
     let path = directory.join(file);
     fs::write(&path, change(text)).expect("a file can be written");
     let command = match kind {
-        Kind::Nginx => Cmd::new("nginx").arg("-e").arg(here("error.log")).args(["-g", "daemon off;", "-c"]).arg(&path),
+        Kind::Nginx => Cmd::new("nginx")
+            .arg("-e")
+            .arg(here("error.log"))
+            .args(["-g", "daemon off;", "-c"])
+            .arg(&path),
         Kind::Haproxy => Cmd::new("haproxy").args(["-db", "-f"]).arg(&path),
     };
-    let mut front = Front { program: in_sbin(command).start(name), directory, address: address.to_owned() };
+    let mut front = Front {
+        program: in_sbin(command).start(name),
+        directory,
+        address: address.to_owned(),
+        kind: Some(kind),
+    };
     front.wait_listening();
     front
 }
@@ -135,7 +184,12 @@ impl Front {
     fn wait_listening(&mut self) {
         let address = self.address.clone();
         wait_until(&format!("something listens on {address}"), UP, || {
-            assert!(self.program.runs(), "it ended: {}{}", self.program.err(), self.program.out());
+            assert!(
+                self.program.runs(),
+                "it ended: {}{}",
+                self.program.err(),
+                self.program.out()
+            );
             std::net::TcpStream::connect(&address).is_ok()
         });
     }
@@ -170,12 +224,23 @@ pub fn squid(cluster: &Cluster, password: &str) -> Front {
     );
     fs::write(here("squid.conf"), text).expect("a file can be written");
     // squid gives up root for the user `proxy`.
-    for ancestor in directory.ancestors().take_while(|path| path.starts_with(std::env::temp_dir())) {
+    for ancestor in directory
+        .ancestors()
+        .take_while(|path| path.starts_with(std::env::temp_dir()))
+    {
         Cmd::new("chmod").args(["go+x"]).arg(ancestor).run();
     }
-    Cmd::new("chown").args(["-R", "proxy:proxy"]).arg(&directory).ok();
+    Cmd::new("chown")
+        .args(["-R", "proxy:proxy"])
+        .arg(&directory)
+        .ok();
     let command = Cmd::new("squid").args(["-N", "-f"]).arg(here("squid.conf"));
-    let mut front = Front { program: in_sbin(command).start("squid"), directory, address };
+    let mut front = Front {
+        program: in_sbin(command).start("squid"),
+        directory,
+        address,
+        kind: None,
+    };
     front.wait_listening();
     front
 }
@@ -193,7 +258,12 @@ pub fn tinyproxy(cluster: &Cluster, password: &str) -> Front {
     let path = directory.join("tinyproxy.conf");
     fs::write(&path, text).expect("a file can be written");
     let command = Cmd::new("tinyproxy").args(["-d", "-c"]).arg(&path);
-    let mut front = Front { program: in_sbin(command).start("tinyproxy"), directory, address: format!("{ip}:{port}") };
+    let mut front = Front {
+        program: in_sbin(command).start("tinyproxy"),
+        directory,
+        address: format!("{ip}:{port}"),
+        kind: None,
+    };
     front.wait_listening();
     front
 }
@@ -203,7 +273,15 @@ pub fn tinyproxy(cluster: &Cluster, password: &str) -> Front {
 pub fn tls_before(proxy: &Front, gateway: &Gateway) -> Front {
     let directory = place::directory("tls-proxy");
     let configuration = gateway.configuration();
-    let file = |key: &str| text_of(&gateway.state.join(configuration["tls"][key].as_str().expect("init wrote a path")));
+    let file = |key: &str| {
+        text_of(
+            &gateway.state.join(
+                configuration["tls"][key]
+                    .as_str()
+                    .expect("init wrote a path"),
+            ),
+        )
+    };
     let pem = directory.join("tls.pem");
     fs::write(&pem, [file("certificate"), file("key")].concat()).expect("a file can be written");
     let ip = proxy.address.split(':').next().unwrap_or_default();
@@ -217,7 +295,12 @@ pub fn tls_before(proxy: &Front, gateway: &Gateway) -> Front {
     let path = directory.join("haproxy.cfg");
     fs::write(&path, text).expect("a file can be written");
     let command = Cmd::new("haproxy").args(["-db", "-f"]).arg(&path);
-    let mut front = Front { program: in_sbin(command).start("tls-proxy"), directory, address };
+    let mut front = Front {
+        program: in_sbin(command).start("tls-proxy"),
+        directory,
+        address,
+        kind: None,
+    };
     front.wait_listening();
     front
 }

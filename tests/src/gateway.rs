@@ -56,7 +56,12 @@ impl Gateway {
     /// The same, but known to everybody under `public_url`: what stands in front of it.
     #[track_caller]
     pub fn init_as(name: &str, cluster: &Cluster, public_url: Option<&str>) -> Self {
-        Self::init_with(&place::directory(&format!("{name}-state")), name, cluster, public_url)
+        Self::init_with(
+            &place::directory(&format!("{name}-state")),
+            name,
+            cluster,
+            public_url,
+        )
     }
 
     /// Makes one with its state in a directory of the caller's.
@@ -74,12 +79,22 @@ impl Gateway {
             .arg("init")
             .arg("--state-dir")
             .arg(state)
-            .args(["--host", &ip, "--host", "localhost", "--listen", &format!("0.0.0.0:{port}")])
+            .args([
+                "--host",
+                &ip,
+                "--host",
+                "localhost",
+                "--listen",
+                &format!("0.0.0.0:{port}"),
+            ])
             .args(["--public-url", &url])
             .args(["--project", "demo", "--admin", "admin", "--print", "json"])
             .json();
         let text = |key: &str| {
-            made[key].as_str().unwrap_or_else(|| panic!("'init --print json' has no {key}: {made}")).to_owned()
+            made[key]
+                .as_str()
+                .unwrap_or_else(|| panic!("'init --print json' has no {key}: {made}"))
+                .to_owned()
         };
         Self {
             url,
@@ -104,7 +119,8 @@ impl Gateway {
     #[track_caller]
     pub fn configuration(&self) -> toml::Table {
         let text = fs::read_to_string(self.config()).expect("init wrote a configuration");
-        text.parse().unwrap_or_else(|e| panic!("{}: {e}", self.config().display()))
+        text.parse()
+            .unwrap_or_else(|e| panic!("{}: {e}", self.config().display()))
     }
 
     /// Puts keys over its configuration, before it runs.
@@ -118,21 +134,32 @@ impl Gateway {
     /// A metric of its admin listener, the sum of it where it has labels.
     #[track_caller]
     pub fn metric(&mut self, name: &str) -> f64 {
-        let address = self.addresses()["admin"].as_str().expect("the admin listener has an address").to_owned();
-        let text = Cmd::new("curl").args(["--silent", "--fail", &format!("http://{address}/metrics")]).ok();
+        let address = self.addresses()["admin"]
+            .as_str()
+            .expect("the admin listener has an address")
+            .to_owned();
+        let text = Cmd::new("curl")
+            .args(["--silent", "--fail", &format!("http://{address}/metrics")])
+            .ok();
         sum(&text, name)
     }
 
     /// A clock of its own from its next start on, such as `+1h`.
     pub fn clock(&mut self, shift: &str) {
         self.binary = place::dynamic("towline-gateway");
-        self.before = place::clock(shift).split_whitespace().map(str::to_owned).collect();
+        self.before = place::clock(shift)
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
     }
 
     /// The command that runs it.
     pub fn command(&self) -> Cmd {
         Cmd::new(&self.binary)
-            .env("TOWLINE_LOG", place::variable("TOWLINE_TEST_LOG").unwrap_or_else(|| "info".to_owned()))
+            .env(
+                "TOWLINE_LOG",
+                place::variable("TOWLINE_TEST_LOG").unwrap_or_else(|| "info".to_owned()),
+            )
             .arg("run")
             .arg("--config")
             .arg(self.config())
@@ -144,7 +171,9 @@ impl Gateway {
     #[track_caller]
     pub fn run(&mut self) {
         let mut program = self.command().start(&self.name);
-        program.line("its addresses", Duration::from_secs(20), |line| line.starts_with('{'));
+        program.line("its addresses", Duration::from_secs(20), |line| {
+            line.starts_with('{')
+        });
         self.program = Some(program);
     }
 
@@ -160,7 +189,11 @@ impl Gateway {
     /// The addresses that it printed.
     #[track_caller]
     pub fn addresses(&mut self) -> serde_json::Value {
-        let line = self.program().line("its addresses", Duration::from_secs(1), |line| line.starts_with('{'));
+        let line = self
+            .program()
+            .line("its addresses", Duration::from_secs(1), |line| {
+                line.starts_with('{')
+            });
         serde_json::from_str(&line).expect("the addresses are JSON")
     }
 
@@ -200,7 +233,10 @@ pub fn sum(text: &str, name: &str) -> f64 {
 /// A port that was free just now, for what has to be known before it listens.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("0.0.0.0:0").expect("a port is free");
-    listener.local_addr().expect("a listener has an address").port()
+    listener
+        .local_addr()
+        .expect("a listener has an address")
+        .port()
 }
 
 /// A file with `text` in a directory, readable by its owner only.

@@ -62,7 +62,9 @@ pub fn empty() -> Body {
 
 /// A body that is there.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed()
 }
 
 impl Api {
@@ -71,19 +73,30 @@ impl Api {
     /// # Panics
     /// No URL, or no certificates.
     pub fn new(server: &str, certificate_authority: &Path, token: Option<String>) -> Self {
-        rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+        rustls::crypto::aws_lc_rs::default_provider()
+            .install_default()
+            .ok();
         let pem = fs::read(certificate_authority).expect("the gateway's CA can be read");
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&pem) {
-            roots.add(certificate.expect("the CA is PEM")).expect("the CA is a certificate");
+            roots
+                .add(certificate.expect("the CA is PEM"))
+                .expect("the CA is a certificate");
         }
-        Self { server: server.parse().expect("a server is a URL"), token, roots: Arc::new(roots) }
+        Self {
+            server: server.parse().expect("a server is a URL"),
+            token,
+            roots: Arc::new(roots),
+        }
     }
 
     /// The same, with another token.
     #[must_use]
     pub fn with_token(&self, token: Option<&str>) -> Self {
-        Self { token: token.map(str::to_owned), ..self.clone() }
+        Self {
+            token: token.map(str::to_owned),
+            ..self.clone()
+        }
     }
 
     /// The same gateway under another path.
@@ -92,8 +105,13 @@ impl Api {
     /// The path can't stand in a URL.
     #[must_use]
     pub fn with_prefix(&self, prefix: &str) -> Self {
-        let server = format!("https://{}{prefix}", self.authority()).parse().expect("a path is a URI");
-        Self { server, ..self.clone() }
+        let server = format!("https://{}{prefix}", self.authority())
+            .parse()
+            .expect("a path is a URI");
+        Self {
+            server,
+            ..self.clone()
+        }
     }
 
     /// Host and port.
@@ -101,7 +119,10 @@ impl Api {
     /// # Panics
     /// The URL has none.
     pub fn authority(&self) -> &str {
-        self.server.authority().expect("a server has a host").as_str()
+        self.server
+            .authority()
+            .expect("a server has a host")
+            .as_str()
     }
 
     /// The membership's prefix.
@@ -114,19 +135,28 @@ impl Api {
     /// # Panics
     /// It can't be made.
     pub async fn tls(&self, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
-        let mut config = ClientConfig::builder().with_root_certificates(Arc::clone(&self.roots)).with_no_client_auth();
+        let mut config = ClientConfig::builder()
+            .with_root_certificates(Arc::clone(&self.roots))
+            .with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-        let stream = TcpStream::connect(self.authority()).await.expect("the gateway accepts");
+        let stream = TcpStream::connect(self.authority())
+            .await
+            .expect("the gateway accepts");
         stream.set_nodelay(true).expect("an option can be set");
         let host = self.server.host().expect("a server has a host").to_owned();
         let name = ServerName::try_from(host).expect("a host is a name or an address");
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("TLS with the gateway")
+        TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
+            .expect("TLS with the gateway")
     }
 
     /// An HTTP/1.1 connection.
     pub async fn http1(&self) -> Connection {
         let stream = TokioIo::new(self.tls(&[b"http/1.1"]).await);
-        let (sender, connection) = http1::handshake(stream).await.expect("HTTP/1.1 with the gateway");
+        let (sender, connection) = http1::handshake(stream)
+            .await
+            .expect("HTTP/1.1 with the gateway");
         #[expect(clippy::disallowed_methods, reason = "ends with its connection")]
         tokio::spawn(connection.with_upgrades());
         Connection::One(sender)
@@ -164,7 +194,8 @@ impl Api {
 
     /// One request on an HTTP/1.1 connection of its own, read whole.
     pub async fn get(&self, path: &str) -> Answer {
-        self.send(self.request("GET", path).body(empty()).expect("a request")).await
+        self.send(self.request("GET", path).body(empty()).expect("a request"))
+            .await
     }
 
     /// One request on an HTTP/1.1 connection of its own, read whole.
@@ -183,7 +214,7 @@ impl Api {
         stream.flush().await.ok();
         let mut said = Vec::new();
         let read = async {
-            let mut buffer = [0; 16 * 1024];
+            let mut buffer = vec![0; 16 * 1024];
             while let Ok(length @ 1..) = stream.read(&mut buffer).await {
                 said.extend_from_slice(&buffer[..length]);
                 if enough(&String::from_utf8_lossy(&said)) {
@@ -217,10 +248,17 @@ impl Connection {
                 // HTTP/1.1 takes the path alone, and a Host.
                 let (mut head, body) = request.into_parts();
                 if let Some(authority) = head.uri.authority() {
-                    let host = authority.as_str().parse().expect("an authority can stand in a header");
+                    let host = authority
+                        .as_str()
+                        .parse()
+                        .expect("an authority can stand in a header");
                     head.headers.entry("host").or_insert(host);
                 }
-                let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+                let path = head
+                    .uri
+                    .path_and_query()
+                    .map_or("/", |path| path.as_str())
+                    .to_owned();
                 head.uri = path.parse().expect("a path is a URI");
                 sender.ready().await?;
                 sender.send_request(Request::from_parts(head, body)).await
@@ -241,7 +279,13 @@ pub async fn read(response: Response<Incoming>) -> Answer {
     let (head, body) = response.into_parts();
     let body = body.collect().await.expect("the body comes to its end");
     let trailers = body.trailers().cloned().unwrap_or_default();
-    Answer { status: head.status, version: head.version, headers: head.headers, trailers, body: body.to_bytes() }
+    Answer {
+        status: head.status,
+        version: head.version,
+        headers: head.headers,
+        trailers,
+        body: body.to_bytes(),
+    }
 }
 
 impl Answer {
@@ -256,7 +300,8 @@ impl Answer {
     /// It is something else.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("no JSON ({e}): {} {}", self.status, self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("no JSON ({e}): {} {}", self.status, self.text()))
     }
 
     /// The message of a `Status`, after its shape and code were checked.
@@ -272,6 +317,9 @@ impl Answer {
         assert_eq!(status["status"], "Failure", "{status}");
         assert_eq!(status["code"], code, "{status}");
         assert_eq!(status["reason"], reason, "{status}");
-        status["message"].as_str().expect("a Status has a message").to_owned()
+        status["message"]
+            .as_str()
+            .expect("a Status has a message")
+            .to_owned()
     }
 }

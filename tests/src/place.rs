@@ -12,11 +12,16 @@ use crate::command::Cmd;
 
 /// The top of the checkout.
 pub fn tree() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the tree")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the package lies in the tree")
 }
 
 /// A variable of the environment, if it is set and not empty.
-#[expect(clippy::disallowed_methods, reason = "the harness has no command line: tests/run.sh speaks through these")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the harness has no command line: tests/run.sh speaks through these"
+)]
 pub fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -32,7 +37,10 @@ pub fn program(name: &str) -> PathBuf {
         || {
             // target/debug/deps/kubectl-0123abcd
             let own = env::current_exe().expect("a test knows its path");
-            own.ancestors().nth(2).expect("tests are built into target/PROFILE/deps").to_owned()
+            own.ancestors()
+                .nth(2)
+                .expect("tests are built into target/PROFILE/deps")
+                .to_owned()
         },
         PathBuf::from,
     );
@@ -57,10 +65,17 @@ pub fn dynamic(name: &str) -> PathBuf {
         .directory(tree())
         .limit(Duration::from_secs(900));
     let kept = ["CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"];
-    let build = kept.iter().filter_map(|name| Some((name, variable(name)?))).fold(build, |b, (n, v)| b.env(n, v));
+    let build = kept
+        .iter()
+        .filter_map(|name| Some((name, variable(name)?)))
+        .fold(build, |b, (n, v)| b.env(n, v));
     let said = build.ok();
-    let messages = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let path = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back();
+    let messages = said
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let path = messages
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .next_back();
     path.expect("cargo names what it built")
 }
 
@@ -72,7 +87,10 @@ pub fn clock(shift: &str) -> String {
 /// Where `tests/cluster` keeps what it built, and these tests what they download or build.
 pub fn cache() -> PathBuf {
     variable("TOWLINE_CACHE").map_or_else(
-        || PathBuf::from(variable("HOME").unwrap_or_else(|| "/root".to_owned())).join(".cache/towline"),
+        || {
+            PathBuf::from(variable("HOME").unwrap_or_else(|| "/root".to_owned()))
+                .join(".cache/towline")
+        },
         PathBuf::from,
     )
 }
@@ -80,7 +98,11 @@ pub fn cache() -> PathBuf {
 /// A program of the cluster's cache, such as `kubectl-1.29`.
 pub fn cached(name: &str) -> PathBuf {
     let path = cache().join("bin").join(name);
-    assert!(path.exists(), "there is no {}: tests/cluster/cluster build all", path.display());
+    assert!(
+        path.exists(),
+        "there is no {}: tests/cluster/cluster build all",
+        path.display()
+    );
     path
 }
 
@@ -88,13 +110,22 @@ pub fn cached(name: &str) -> PathBuf {
 pub fn run_directory() -> &'static Path {
     static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
         let own = env::current_exe().expect("a test knows its path");
-        let name = own.file_name().expect("a program has a name").to_string_lossy().into_owned();
-        let topic = name.rsplit_once('-').map_or(name.as_str(), |(topic, _)| topic);
+        let name = own
+            .file_name()
+            .expect("a program has a name")
+            .to_string_lossy()
+            .into_owned();
+        let topic = name
+            .rsplit_once('-')
+            .map_or(name.as_str(), |(topic, _)| topic);
         let all = env::temp_dir().join("towline-tests");
         for entry in fs::read_dir(&all).into_iter().flatten().flatten() {
             let old = entry.file_name().to_string_lossy().into_owned();
             let ended = |pid: &str| !Path::new("/proc").join(pid).exists();
-            if old.rsplit_once('.').is_some_and(|(of, pid)| of == topic && ended(pid)) {
+            if old
+                .rsplit_once('.')
+                .is_some_and(|(of, pid)| of == topic && ended(pid))
+            {
                 fs::remove_dir_all(entry.path()).ok();
             }
         }
@@ -120,7 +151,13 @@ fn name_logs_on_panic(directory: PathBuf) {
 /// A directory of its own under [`run_directory`].
 pub fn directory(name: &str) -> PathBuf {
     (0..)
-        .map(|n| run_directory().join(if n == 0 { name.to_owned() } else { format!("{name}-{n}") }))
+        .map(|n| {
+            run_directory().join(if n == 0 {
+                name.to_owned()
+            } else {
+                format!("{name}-{n}")
+            })
+        })
         .find(|path| fs::create_dir(path).is_ok())
         .expect("one of all names is free")
 }

@@ -26,8 +26,20 @@ pub struct Program {
 }
 
 impl Program {
-    pub(crate) fn new(command: String, child: Child, stdin: Option<ChildStdin>, out: PathBuf, err: PathBuf) -> Self {
-        Self { command, child, stdin, out, err }
+    pub(crate) fn new(
+        command: String,
+        child: Child,
+        stdin: Option<ChildStdin>,
+        out: PathBuf,
+        err: PathBuf,
+    ) -> Self {
+        Self {
+            command,
+            child,
+            stdin,
+            out,
+            err,
+        }
     }
 
     /// Its process id.
@@ -57,14 +69,26 @@ impl Program {
     #[track_caller]
     pub fn line(&mut self, what: &str, bound: Duration, holds: impl Fn(&str) -> bool) -> String {
         let out = self.out.clone();
-        wait_for(&format!("{what} from {} (see {})", self.command, out.display()), bound, || {
-            let ended = self.child.try_wait().expect("a child can be waited for");
-            let line = text_of(&out).lines().find(|line| holds(line)).map(str::to_owned);
-            if let (None, Some(status)) = (&line, ended) {
-                panic!("{} ended ({status}) before {what}\n{}{}", self.command, self.out(), self.err());
-            }
-            line
-        })
+        wait_for(
+            &format!("{what} from {} (see {})", self.command, out.display()),
+            bound,
+            || {
+                let ended = self.child.try_wait().expect("a child can be waited for");
+                let line = text_of(&out)
+                    .lines()
+                    .find(|line| holds(line))
+                    .map(str::to_owned);
+                if let (None, Some(status)) = (&line, ended) {
+                    panic!(
+                        "{} ended ({status}) before {what}\n{}{}",
+                        self.command,
+                        self.out(),
+                        self.err()
+                    );
+                }
+                line
+            },
+        )
     }
 
     /// Waits for a line on standard error.
@@ -83,7 +107,10 @@ impl Program {
     #[track_caller]
     pub fn write(&mut self, bytes: impl AsRef<[u8]>) {
         let stdin = self.stdin.as_mut().expect("started with an open input");
-        stdin.write_all(bytes.as_ref()).and_then(|()| stdin.flush()).expect("the program reads");
+        stdin
+            .write_all(bytes.as_ref())
+            .and_then(|()| stdin.flush())
+            .expect("the program reads");
     }
 
     /// Ends its input.
@@ -93,7 +120,10 @@ impl Program {
 
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
-        self.child.try_wait().expect("a child can be waited for").is_none()
+        self.child
+            .try_wait()
+            .expect("a child can be waited for")
+            .is_none()
     }
 
     /// Sends a signal.
@@ -110,7 +140,9 @@ impl Program {
     #[track_caller]
     pub fn wait(&mut self, bound: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.command);
-        wait_for(&what, bound, || self.child.try_wait().expect("a child can be waited for"))
+        wait_for(&what, bound, || {
+            self.child.try_wait().expect("a child can be waited for")
+        })
     }
 
     /// Ends it at once.
@@ -135,7 +167,10 @@ impl Program {
         };
         Usage {
             files: links.len(),
-            sockets: links.iter().filter(|link| link.to_string_lossy().starts_with("socket:")).count(),
+            sockets: links
+                .iter()
+                .filter(|link| link.to_string_lossy().starts_with("socket:"))
+                .count(),
             threads: number("Threads:").unwrap_or(0),
             resident_kib: number("VmRSS:").unwrap_or(0),
         }

@@ -40,12 +40,18 @@ impl Terminal {
         grantpt(&side).expect("it can be granted");
         unlockpt(&side).expect("it can be unlocked");
         let name = ptsname(&side, Vec::new()).expect("it has a name");
-        let terminal = open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty());
+        let terminal = open(
+            &name,
+            OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
         let terminal = File::from(terminal.expect("it can be opened"));
         let side = File::from(side);
         tcsetwinsize(&side, size(rows, columns)).expect("a size can be set");
         // Its controlling terminal, or no resize is told to it.
-        let command = command.env("TERM", "xterm").under(["setsid", "--ctty", "--wait"]);
+        let command = command
+            .env("TERM", "xterm")
+            .under(["setsid", "--ctty", "--wait"]);
         let child = spawn(command.on_terminal(&terminal)).expect("the command starts");
         let said = Arc::new(Mutex::new(Vec::new()));
         let mut reader = side.try_clone().expect("a file can be cloned");
@@ -53,7 +59,9 @@ impl Terminal {
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(length @ 1..) = reader.read(&mut buffer) {
-                into.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..length]);
+                into.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .extend_from_slice(&buffer[..length]);
             }
         });
         Self { side, child, said }
@@ -61,7 +69,8 @@ impl Terminal {
 
     /// All it has shown.
     pub fn screen(&self) -> String {
-        String::from_utf8_lossy(&self.said.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+        String::from_utf8_lossy(&self.said.lock().unwrap_or_else(PoisonError::into_inner))
+            .into_owned()
     }
 
     /// Types.
@@ -70,7 +79,9 @@ impl Terminal {
     /// The terminal is gone.
     #[track_caller]
     pub fn keys(&mut self, keys: &str) {
-        self.side.write_all(keys.as_bytes()).expect("a terminal takes keys");
+        self.side
+            .write_all(keys.as_bytes())
+            .expect("a terminal takes keys");
     }
 
     /// Waits until the screen shows `text`.
@@ -100,9 +111,11 @@ impl Terminal {
     /// It goes on.
     #[track_caller]
     pub fn wait(&mut self) -> Option<i32> {
-        wait_for("the command on the terminal ends", Duration::from_secs(20), || {
-            self.child.try_wait().expect("a child can be waited for")
-        })
+        wait_for(
+            "the command on the terminal ends",
+            Duration::from_secs(20),
+            || self.child.try_wait().expect("a child can be waited for"),
+        )
         .code()
     }
 }
@@ -126,5 +139,10 @@ fn wait_or(bound: Duration, mut holds: impl FnMut() -> bool) -> bool {
 }
 
 const fn size(rows: u16, columns: u16) -> Winsize {
-    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
+    Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
 }

@@ -57,29 +57,47 @@ impl User {
             url: gateway.url.clone(),
             certificate_authority: gateway.certificate_authority.clone(),
         };
-        user.login().arg("--one-time-code").arg(one_time_code).arg("--new-password-file").arg(user.password()).ok();
+        user.login()
+            .arg("--one-time-code")
+            .arg(one_time_code)
+            .arg("--new-password-file")
+            .arg(user.password())
+            .ok();
         user
     }
 
     fn password(&self) -> PathBuf {
-        secret_file(&self.home, "password", &format!("correct horse {} staple\n", self.name))
+        secret_file(
+            &self.home,
+            "password",
+            &format!("correct horse {} staple\n", self.name),
+        )
     }
 
     /// `towline login`, with all but the credential.
     pub fn login(&self) -> Cmd {
-        let command = self.towline("login").arg(&self.url).arg("--certificate-authority");
-        command.arg(&self.certificate_authority).args(["--username", &self.name])
+        let command = self
+            .towline("login")
+            .arg(&self.url)
+            .arg("--certificate-authority");
+        command
+            .arg(&self.certificate_authority)
+            .args(["--username", &self.name])
     }
 
     /// Signs in with the password.
     #[track_caller]
     pub fn sign_in_again(&self) {
-        self.login().arg("--password-file").arg(self.password()).ok();
+        self.login()
+            .arg("--password-file")
+            .arg(self.password())
+            .ok();
     }
 
     /// The command line as this user.
     pub fn towline(&self, words: &str) -> Cmd {
-        self.at_home(Cmd::new(place::program("towline"))).words(words)
+        self.at_home(Cmd::new(place::program("towline")))
+            .words(words)
     }
 
     /// A command in this user's environment: home, kubeconfig, and `towline` on the path.
@@ -102,7 +120,10 @@ impl User {
     /// Fetches a kubeconfig for a membership; it becomes the current one.
     #[track_caller]
     pub fn get_credentials(&self, membership: &str) {
-        self.towline("get-credentials").arg(membership).args(["--project", "demo"]).ok();
+        self.towline("get-credentials")
+            .arg(membership)
+            .args(["--project", "demo"])
+            .ok();
     }
 
     /// The current kubectl; words as on a command line.
@@ -152,7 +173,9 @@ impl User {
             "apiVersion": exec["apiVersion"], "kind": "ExecCredential",
             "spec": {"interactive": false, "cluster": {"server": cluster["server"]}},
         });
-        let answer = command.env("KUBERNETES_EXEC_INFO", asked.to_string()).json();
+        let answer = command
+            .env("KUBERNETES_EXEC_INFO", asked.to_string())
+            .json();
         text(&answer["status"]["token"])
     }
 
@@ -160,13 +183,18 @@ impl User {
     #[track_caller]
     pub fn api(&self) -> Api {
         let config = self.kubeconfig_now();
-        let server = config["clusters"][0]["cluster"]["server"].as_str().expect("a kubeconfig has a server");
+        let server = config["clusters"][0]["cluster"]["server"]
+            .as_str()
+            .expect("a kubeconfig has a server");
         Api::new(server, &self.certificate_authority, Some(self.token()))
     }
 
     /// Another kubeconfig file of the same user, for a second membership.
     #[must_use]
     pub fn with_kubeconfig(&self, path: &Path) -> Self {
-        Self { kubeconfig: path.to_owned(), ..self.clone() }
+        Self {
+            kubeconfig: path.to_owned(),
+            ..self.clone()
+        }
     }
 }

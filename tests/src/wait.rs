@@ -13,7 +13,10 @@ pub struct Stopwatch(Instant);
 
 impl Stopwatch {
     /// Begins.
-    #[expect(clippy::new_without_default, reason = "a default that runs would surprise")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "a default that runs would surprise"
+    )]
     pub fn new() -> Self {
         Self(Instant::now())
     }
@@ -35,7 +38,10 @@ pub fn wait_for<T>(what: &str, bound: Duration, mut condition: impl FnMut() -> O
         if let Some(value) = condition() {
             return value;
         }
-        assert!(since.elapsed() < bound, "within {bound:?} this did not come about: {what}");
+        assert!(
+            since.elapsed() < bound,
+            "within {bound:?} this did not come about: {what}"
+        );
         thread::sleep(LOOK);
     }
 }

@@ -45,7 +45,8 @@ impl World {
     /// Registers a membership; the file is what its agent is given.
     #[track_caller]
     pub fn register(&self, membership: &str) -> PathBuf {
-        let file = place::directory(&format!("registration-{membership}")).join("registration.yaml");
+        let file =
+            place::directory(&format!("registration-{membership}")).join("registration.yaml");
         self.admin
             .towline("memberships register --project demo --impersonate-anyone")
             .arg(membership)
@@ -70,7 +71,10 @@ impl World {
     #[track_caller]
     pub fn wait_served(&self, user: &User) {
         wait_until("the membership answers", CONNECTED, || {
-            user.kubectl("get --raw /version --request-timeout 10s").run().code == Some(0)
+            user.kubectl("get --raw /version --request-timeout 10s")
+                .run()
+                .code
+                == Some(0)
         });
     }
 
@@ -78,7 +82,9 @@ impl World {
     #[track_caller]
     pub fn user(&self, name: &str, role: &str) -> User {
         let made = self.admin.towline("users create -o json").arg(name).json();
-        let code = made["oneTimeCode"].as_str().unwrap_or_else(|| panic!("no one-time code: {made}"));
+        let code = made["oneTimeCode"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no one-time code: {made}"));
         self.admin
             .towline("projects add-iam-policy-binding demo")
             .args(["--member", &format!("user:{name}"), "--role", role])
@@ -90,9 +96,14 @@ impl World {
     #[track_caller]
     pub fn grant(&self, cluster: &Cluster, user: &str, cluster_role: &str) {
         let binding = format!("towline-it-{user}-{cluster_role}");
-        let command = format!("create clusterrolebinding {binding} --clusterrole {cluster_role} --user {user}");
+        let command = format!(
+            "create clusterrolebinding {binding} --clusterrole {cluster_role} --user {user}"
+        );
         let said = cluster.kubectl(&command).run();
-        assert!(said.code == Some(0) || said.stderr.contains("already exists"), "{said}");
+        assert!(
+            said.code == Some(0) || said.stderr.contains("already exists"),
+            "{said}"
+        );
     }
 }
 
@@ -137,14 +148,35 @@ pub fn shared() -> &'static Shared {
         let agent = world.join(&cluster, "it");
         let namespace = new_namespace(&cluster);
         cluster
-            .kubectl(&format!("-n {namespace} run {POD} --image {BUSYBOX} --image-pull-policy Never"))
+            .kubectl(&format!(
+                "-n {namespace} run {POD} --image {BUSYBOX} --image-pull-policy Never"
+            ))
             .args(["--restart", "Never", "--overrides"])
             .arg(r#"{"spec":{"terminationGracePeriodSeconds":0}}"#)
-            .args(["--", "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done"])
+            .args([
+                "--",
+                "sh",
+                "-c",
+                "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done",
+            ])
             .ok();
-        cluster.kubectl(&format!("-n {namespace} wait --for condition=Ready pod/{POD} --timeout 60s")).ok();
-        world.admin.kubectl("config set-context --current --namespace").arg(&namespace).ok();
-        Shared { world, cluster, agent: Mutex::new(agent), namespace, front }
+        cluster
+            .kubectl(&format!(
+                "-n {namespace} wait --for condition=Ready pod/{POD} --timeout 60s"
+            ))
+            .ok();
+        world
+            .admin
+            .kubectl("config set-context --current --namespace")
+            .arg(&namespace)
+            .ok();
+        Shared {
+            world,
+            cluster,
+            agent: Mutex::new(agent),
+            namespace,
+            front,
+        }
     });
     &SHARED
 }
@@ -153,19 +185,38 @@ pub fn shared() -> &'static Shared {
 #[track_caller]
 pub fn new_namespace(cluster: &Cluster) -> String {
     let label = "towline.test/run";
-    for old in cluster.kubectl(&format!("get namespace -l {label} -o name")).ok().lines() {
+    for old in cluster
+        .kubectl(&format!("get namespace -l {label} -o name"))
+        .ok()
+        .lines()
+    {
         // namespace/it-PID-NUMBER
-        let runs = old.split('-').nth(1).is_some_and(|pid| Path::new("/proc").join(pid).exists());
+        let runs = old
+            .split('-')
+            .nth(1)
+            .is_some_and(|pid| Path::new("/proc").join(pid).exists());
         if !runs {
-            cluster.kubectl(&format!("delete {old} --wait=false --ignore-not-found")).ok();
+            cluster
+                .kubectl(&format!("delete {old} --wait=false --ignore-not-found"))
+                .ok();
         }
     }
     let name = format!("it-{}-{}", std::process::id(), crate::gateway::free_port());
     cluster.kubectl(&format!("create namespace {name}")).ok();
-    cluster.kubectl(&format!("label namespace {name} {label}=yes")).ok();
-    wait_until("the namespace's service account is there", Duration::from_secs(20), || {
-        cluster.kubectl(&format!("-n {name} get serviceaccount default")).run().code == Some(0)
-    });
+    cluster
+        .kubectl(&format!("label namespace {name} {label}=yes"))
+        .ok();
+    wait_until(
+        "the namespace's service account is there",
+        Duration::from_secs(20),
+        || {
+            cluster
+                .kubectl(&format!("-n {name} get serviceaccount default"))
+                .run()
+                .code
+                == Some(0)
+        },
+    );
     name
 }
 
@@ -209,13 +260,22 @@ fn server_image(cluster: &Cluster) -> &'static str {
 pub fn run_server(cluster: &Cluster, namespace: &str) {
     let image = server_image(cluster);
     let kubectl = |words: &str| cluster.kubectl(&format!("-n {namespace} {words}"));
-    kubectl(&format!("run server --image {image} --image-pull-policy Never --restart Never"))
-        .args(["--overrides", r#"{"spec":{"terminationGracePeriodSeconds":0}}"#, "--", ":8443"])
-        .ok();
+    kubectl(&format!(
+        "run server --image {image} --image-pull-policy Never --restart Never"
+    ))
+    .args([
+        "--overrides",
+        r#"{"spec":{"terminationGracePeriodSeconds":0}}"#,
+        "--",
+        ":8443",
+    ])
+    .ok();
     kubectl("expose pod server --port 443 --target-port 8443").ok();
     kubectl("wait --for condition=Ready pod/server --timeout 30s").ok();
     let path = format!("/api/v1/namespaces/{namespace}/services/https:server:443/proxy/echo/");
-    wait_until("the server answers", CONNECTED, || cluster.kubectl("get --raw").arg(&path).run().code == Some(0));
+    wait_until("the server answers", CONNECTED, || {
+        cluster.kubectl("get --raw").arg(&path).run().code == Some(0)
+    });
 }
 
 impl Shared {

@@ -1,5 +1,12 @@
 //! exec and cp with every kubectl over both of its protocols.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by panicking"
+)]
+
 use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
@@ -66,11 +73,15 @@ struct How {
 
 impl How {
     fn kubectl(self, words: &str) -> Cmd {
-        shared().world.admin.kubectl_of(self.kubectl, self.protocol, words)
+        shared()
+            .world
+            .admin
+            .kubectl_of(self.kubectl, self.protocol, words)
     }
 
     fn sh(self, flags: &str, script: &str) -> Cmd {
-        self.kubectl(&format!("exec {flags} {POD} --")).args(["sh", "-c", script])
+        self.kubectl(&format!("exec {flags} {POD} --"))
+            .args(["sh", "-c", script])
     }
 
     fn exit_codes_and_both_outputs(self) {
@@ -80,23 +91,42 @@ impl How {
         assert!(said.stderr.contains("to-err\n"), "{said}");
         assert!(said.stderr.contains("exit code 42"), "{said}");
         assert_eq!(self.sh("", "exit 0").run().code, Some(0));
-        let said = self.kubectl(&format!("exec {POD} -- no-such-program")).fails();
+        let said = self
+            .kubectl(&format!("exec {POD} -- no-such-program"))
+            .fails();
         assert!(said.contains("no-such-program"), "{said}");
     }
 
     fn input_ends_where_it_ends(self) {
         let bytes = random(8 << 20);
         let said = self.sh("-i", "wc -c; echo after").input(bytes.clone()).ok();
-        assert_eq!(said.split_whitespace().collect::<Vec<_>>(), [bytes.len().to_string().as_str(), "after"]);
+        assert_eq!(
+            said.split_whitespace().collect::<Vec<_>>(),
+            [bytes.len().to_string().as_str(), "after"]
+        );
         let echoed = self.sh("-i", "cat").input(bytes.clone()).run();
         assert_eq!(echoed.code, Some(0));
-        assert!(echoed.bytes == bytes, "what came back differs: {} bytes", echoed.bytes.len());
+        assert!(
+            echoed.bytes == bytes,
+            "what came back differs: {} bytes",
+            echoed.bytes.len()
+        );
         // And while it is open, bytes come through one by one.
-        let mut open = self.sh("-i", "while read line; do echo \"got $line\"; done; echo end").input_open().start("exec-i");
+        let mut open = self
+            .sh(
+                "-i",
+                "while read line; do echo \"got $line\"; done; echo end",
+            )
+            .input_open()
+            .start("exec-i");
         open.write("one\n");
-        open.line("the echo", Duration::from_secs(20), |line| line == "got one");
+        open.line("the echo", Duration::from_secs(20), |line| {
+            line == "got one"
+        });
         open.write("two\n");
-        open.line("the echo", Duration::from_secs(20), |line| line == "got two");
+        open.line("the echo", Duration::from_secs(20), |line| {
+            line == "got two"
+        });
         open.close_input();
         assert!(open.wait(Duration::from_secs(20)).success());
         assert_eq!(open.out(), "got one\ngot two\nend\n");
@@ -131,9 +161,13 @@ impl How {
         let said = self.kubectl(&format!("exec -v 8 {POD} -- true")).run();
         assert_eq!(said.code, Some(0), "{said}");
         let log = said.stderr.to_lowercase();
-        let websocket = log.contains("upgrade: websocket") || log.contains("sec-websocket-protocol");
+        let websocket =
+            log.contains("upgrade: websocket") || log.contains("sec-websocket-protocol");
         assert_eq!(websocket, self.protocol == Protocol::WebSocket, "{said}");
-        assert!(!log.contains("websocket upgrade failed") && !log.contains("fallback"), "{said}");
+        assert!(
+            !log.contains("websocket upgrade failed") && !log.contains("fallback"),
+            "{said}"
+        );
     }
 
     fn cp_keeps_every_byte_both_ways(self, name: &str, size: u64) {
@@ -142,9 +176,20 @@ impl How {
         random_file(&there, size);
         let remote = format!("{POD}:/tmp/{name}");
         let limit = Duration::from_secs(300);
-        self.kubectl("cp").arg(&there).arg(&remote).limit(limit).ok();
-        let sum = self.sh("", &format!("sha256sum </tmp/{name}")).limit(limit).ok();
-        assert_eq!(sum.split_whitespace().next(), Some(checksum(&there).as_str()), "on the way there");
+        self.kubectl("cp")
+            .arg(&there)
+            .arg(&remote)
+            .limit(limit)
+            .ok();
+        let sum = self
+            .sh("", &format!("sha256sum </tmp/{name}"))
+            .limit(limit)
+            .ok();
+        assert_eq!(
+            sum.split_whitespace().next(),
+            Some(checksum(&there).as_str()),
+            "on the way there"
+        );
         self.kubectl("cp").arg(&remote).arg(&back).limit(limit).ok();
         assert_eq!(checksum(&back), checksum(&there), "on the way back");
         self.sh("", &format!("rm /tmp/{name}")).ok();
@@ -154,7 +199,10 @@ impl How {
 
 fn random(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
-    File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
+    File::open("/dev/urandom")
+        .unwrap()
+        .read_exact(&mut bytes)
+        .unwrap();
     bytes
 }
 
@@ -167,6 +215,9 @@ fn random_file(path: &Path, size: u64) {
 }
 
 fn checksum(path: &Path) -> String {
-    let said = Cmd::new("sha256sum").arg(path).limit(Duration::from_secs(120)).ok();
+    let said = Cmd::new("sha256sum")
+        .arg(path)
+        .limit(Duration::from_secs(120))
+        .ok();
     said.split_whitespace().next().unwrap().to_owned()
 }

@@ -1,5 +1,12 @@
 //! Helm through the gateway: install, upgrade, rollback, uninstall.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by panicking"
+)]
+
 use std::time::Duration;
 
 use tests::{Cmd, place, shared};
@@ -19,14 +26,20 @@ fn helm(words: &str) -> Cmd {
 fn a_release_is_installed_upgraded_rolled_back_and_uninstalled() {
     let shared = shared();
     let chart = place::tree().join("tests/clients/chart");
-    let greeting = || shared.kubectl("get configmap greet -o jsonpath={.data.greeting}").ok();
+    let greeting = || {
+        shared
+            .kubectl("get configmap greet -o jsonpath={.data.greeting}")
+            .ok()
+    };
 
     let said = helm("install greet --wait --timeout 60s").arg(&chart).ok();
     assert!(said.contains("STATUS: deployed"), "{said}");
     assert_eq!(greeting(), "hello");
     assert_eq!(shared.kubectl("logs deployment/greet").ok(), "hello\n");
 
-    let said = helm("upgrade greet --set greeting=good-day --wait --timeout 60s").arg(&chart).ok();
+    let said = helm("upgrade greet --set greeting=good-day --wait --timeout 60s")
+        .arg(&chart)
+        .ok();
     assert!(said.contains("REVISION: 2"), "{said}");
     assert_eq!(greeting(), "good-day");
 
@@ -43,5 +56,8 @@ fn a_release_is_installed_upgraded_rolled_back_and_uninstalled() {
 
     // What Helm says when the cluster refuses comes from the cluster.
     let said = helm("install greet --set image=").arg(&chart).fails();
-    assert!(said.contains("spec.template.spec.containers[0].image"), "{said}");
+    assert!(
+        said.contains("spec.template.spec.containers[0].image"),
+        "{said}"
+    );
 }

@@ -93,6 +93,7 @@ impl Gateway {
         let shared = Arc::new(Shared {
             guard: Guard::new(opened, membership(), Arc::new(AllowedSystem::default())),
             upstream,
+            role: Arc::default(),
             streams: Arc::new(Semaphore::new(serve::MAX_STREAMS)),
             joins: TaskTracker::new(),
             over: over.clone(),

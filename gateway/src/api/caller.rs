@@ -31,9 +31,14 @@ impl Api {
         let headers: HeaderMap = metadata.clone().into_headers();
         let token = authn::bearer(&headers)
             .map_err(|refused| Status::unauthenticated(refused.to_string()))?
-            .ok_or_else(|| Status::unauthenticated(format!("no bearer token was sent; run: towline login {url}")))?;
-        let token = login::verify_access_token(gateway, &token)
-            .map_err(|error| Status::unauthenticated(format!("the bearer token is refused: {error}")))?;
+            .ok_or_else(|| {
+                Status::unauthenticated(format!(
+                    "no bearer token was sent; run: towline login {url}"
+                ))
+            })?;
+        let token = login::verify_access_token(gateway, &token).map_err(|error| {
+            Status::unauthenticated(format!("the bearer token is refused: {error}"))
+        })?;
         if let Audience::Membership(membership) = &token.audience {
             return Err(Status::unauthenticated(format!(
                 "the bearer token is refused: it is good for {membership} only"
@@ -41,9 +46,19 @@ impl Api {
         }
         let user = gateway.store.user(&token.user).await.map_err(internal)?;
         match user {
-            Some(user) if user.disabled => Err(Status::unauthenticated(format!("user {:?} is disabled", user.name))),
-            Some(user) => Ok(Caller { principal: Principal::User(user.name.clone()), user, token }),
-            None => Err(Status::unauthenticated(format!("user {:?} does not exist", token.user))),
+            Some(user) if user.disabled => Err(Status::unauthenticated(format!(
+                "user {:?} is disabled",
+                user.name
+            ))),
+            Some(user) => Ok(Caller {
+                principal: Principal::User(user.name.clone()),
+                user,
+                token,
+            }),
+            None => Err(Status::unauthenticated(format!(
+                "user {:?} does not exist",
+                token.user
+            ))),
         }
     }
 
@@ -53,7 +68,10 @@ impl Api {
         if caller.user.operator {
             Ok(caller)
         } else {
-            Err(Status::permission_denied(format!("user {:?} is not a gatewayOperator", caller.user.name)))
+            Err(Status::permission_denied(format!(
+                "user {:?} is not a gatewayOperator",
+                caller.user.name
+            )))
         }
     }
 
@@ -85,10 +103,15 @@ pub(super) fn name<N: std::str::FromStr>(field: &str, value: &str) -> Result<N, 
 where
     N::Err: std::fmt::Display,
 {
-    value.parse().map_err(|error| Status::invalid_argument(format!("{field}: {error}")))
+    value
+        .parse()
+        .map_err(|error| Status::invalid_argument(format!("{field}: {error}")))
 }
 
 /// Unix seconds as the API says them.
 pub(super) fn timestamp(unix: u64) -> prost_types::Timestamp {
-    prost_types::Timestamp { seconds: i64::try_from(unix).unwrap_or(i64::MAX), nanos: 0 }
+    prost_types::Timestamp {
+        seconds: i64::try_from(unix).unwrap_or(i64::MAX),
+        nanos: 0,
+    }
 }

@@ -12,7 +12,10 @@ use crate::store::memberships::RedeemError;
 
 #[tonic::async_trait]
 impl Enrolment for Api {
-    async fn redeem(&self, request: Request<RedeemRequest>) -> Result<Response<RedeemResponse>, Status> {
+    async fn redeem(
+        &self,
+        request: Request<RedeemRequest>,
+    ) -> Result<Response<RedeemResponse>, Status> {
         let message = request.into_inner();
         let membership = Membership {
             project: name("project", &message.project)?,
@@ -22,7 +25,11 @@ impl Enrolment for Api {
         let key = PublicKey::from_bytes(&message.public_key)
             .map_err(|error| Status::invalid_argument(format!("publicKey: {error}")))?;
         let now = self.gateway.clock.unix();
-        let redeemed = self.gateway.store.redeem(&membership, &message.token, key, now).await;
+        let redeemed = self
+            .gateway
+            .store
+            .redeem(&membership, &message.token, key, now)
+            .await;
         let fresh = redeemed.map_err(|error| match error {
             RedeemError::NoToken => Status::permission_denied(error.to_string()),
             RedeemError::Exists => Status::already_exists(error.to_string()),
@@ -30,7 +37,9 @@ impl Enrolment for Api {
         })?;
         if fresh {
             tracing::info!(%membership, key = key.id(), "agent enrolled");
-            self.gateway.tunnels.close(&membership, "the membership was registered anew");
+            self.gateway
+                .tunnels
+                .close(&membership, "the membership was registered anew");
         }
         Ok(Response::new(RedeemResponse {}))
     }

@@ -38,32 +38,49 @@ async fn call(api: &Api, request: Request<Incoming>) -> Result<String, Status> {
     let body = Limited::new(body, MAX_MESSAGE)
         .collect()
         .await
-        .map_err(|_| Status::invalid_argument(format!("the message did not arrive whole, or is over {MAX_MESSAGE} bytes")))?
+        .map_err(|_| {
+            Status::invalid_argument(format!(
+                "the message did not arrive whole, or is over {MAX_MESSAGE} bytes"
+            ))
+        })?
         .to_bytes();
     let message = parse(method.input(), &body)?;
 
     let mut inner = Request::new(tonic::body::Body::new(Full::new(frame(&message))));
     *inner.method_mut() = Method::POST;
     *inner.uri_mut() = head.uri;
-    inner.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    inner.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/grpc"),
+    );
     if let Some(authorization) = head.headers.get(header::AUTHORIZATION) {
-        inner.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+        inner
+            .headers_mut()
+            .insert(header::AUTHORIZATION, authorization.clone());
     }
     inner.extensions_mut().extend(head.extensions);
 
     let (head, body) = api.call(inner).await.into_parts();
     let answered = body.collect().await?;
     let trailers = answered.trailers().cloned().unwrap_or_default();
-    status(&head.headers).or_else(|| status(&trailers)).map_or(Ok(()), Err)?;
+    status(&head.headers)
+        .or_else(|| status(&trailers))
+        .map_or(Ok(()), Err)?;
     let message = DynamicMessage::decode(method.output(), payload(answered.to_bytes())?)
         .map_err(|error| Status::internal(error.to_string()))?;
     serde_json::to_string(&message).map_err(|error| Status::internal(error.to_string()))
 }
 
 fn method(path: &str) -> Result<MethodDescriptor, Status> {
-    let found = path.strip_prefix('/').and_then(|path| path.split_once('/')).and_then(|(service, name)| {
-        DESCRIPTORS.get_service_by_name(service)?.methods().find(|method| method.name() == name)
-    });
+    let found = path
+        .strip_prefix('/')
+        .and_then(|path| path.split_once('/'))
+        .and_then(|(service, name)| {
+            DESCRIPTORS
+                .get_service_by_name(service)?
+                .methods()
+                .find(|method| method.name() == name)
+        });
     found.ok_or_else(|| Status::unimplemented(format!("there is no method {path:?}")))
 }
 
@@ -75,7 +92,11 @@ fn parse(descriptor: MessageDescriptor, json: &[u8]) -> Result<DynamicMessage, S
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let message = DynamicMessage::deserialize_with_options(descriptor, &mut deserializer, &options)
         .and_then(|message| deserializer.end().map(|()| message));
-    message.map_err(|error| Status::invalid_argument(format!("the message is not what this method takes: {error}")))
+    message.map_err(|error| {
+        Status::invalid_argument(format!(
+            "the message is not what this method takes: {error}"
+        ))
+    })
 }
 
 /// gRPC's length-prefixed message, not compressed.
@@ -102,8 +123,14 @@ fn status(headers: &HeaderMap) -> Option<Status> {
     if code == Code::Ok {
         return None;
     }
-    let message = headers.get("grpc-message").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    Some(Status::new(code, percent_decode_str(message).decode_utf8_lossy()))
+    let message = headers
+        .get("grpc-message")
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    Some(Status::new(
+        code,
+        percent_decode_str(message).decode_utf8_lossy(),
+    ))
 }
 
 /// A code's name in JSON and its HTTP status.
@@ -136,10 +163,18 @@ mod tests {
     #[test]
     fn a_message_is_parsed_by_its_descriptor() {
         let method = method("/towline.v1.Memberships/Register").unwrap();
-        let message = parse(method.input(), br#"{"project": "p", "name": "m", "renew": true}"#).unwrap();
+        let message = parse(
+            method.input(),
+            br#"{"project": "p", "name": "m", "renew": true}"#,
+        )
+        .unwrap();
         assert_eq!(payload(frame(&message)).unwrap(), message.encode_to_vec());
         let unknown = parse(method.input(), br#"{"projct": "p"}"#).unwrap_err();
-        assert!(unknown.message().contains("projct"), "{}", unknown.message());
+        assert!(
+            unknown.message().contains("projct"),
+            "{}",
+            unknown.message()
+        );
         assert!(parse(method.input(), b"{} {}").is_err());
         assert!(super::method("/towline.v1.Memberships/Nothing").is_err());
     }

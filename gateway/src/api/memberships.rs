@@ -4,8 +4,9 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 use towline_proto::{
     api::{
         self, DeleteMembershipRequest, DeleteMembershipResponse, GenerateCredentialsRequest,
-        GenerateCredentialsResponse, GetMembershipRequest, ListMembershipsRequest, ListMembershipsResponse,
-        RegisterRequest, RegisterResponse, membership::State, memberships_server::Memberships,
+        GenerateCredentialsResponse, GetMembershipRequest, ListMembershipsRequest,
+        ListMembershipsResponse, RegisterRequest, RegisterResponse, membership::State,
+        memberships_server::Memberships,
     },
     endpoint,
     handshake::random_id,
@@ -28,19 +29,31 @@ const TOKEN_SECONDS: u64 = 3600;
 
 #[tonic::async_trait]
 impl Memberships for Api {
-    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+    async fn register(
+        &self,
+        request: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
         let membership = resource(&message.project, &message.location, &message.name)?;
-        self.permitted(&metadata, &membership.project, Permission::Administer).await?;
+        self.permitted(&metadata, &membership.project, Permission::Administer)
+            .await?;
         let gateway = &self.gateway;
         let token = random_id().and_then(|first| Ok(format!("{first}{}", random_id()?)));
         let token = token.map_err(|error| Status::internal(error.to_string()))?;
         let now = gateway.clock.unix();
         let expires = now + TOKEN_SECONDS;
-        let row =
-            gateway.store.register(&membership, message.renew, &token, now, expires).await.map_err(refused)?;
+        let row = gateway
+            .store
+            .register(&membership, message.renew, &token, now, expires)
+            .await
+            .map_err(refused)?;
         let registration = Registration {
-            gateway: gateway.config.public_url.as_str().trim_end_matches('/').to_owned(),
+            gateway: gateway
+                .config
+                .public_url
+                .as_str()
+                .trim_end_matches('/')
+                .to_owned(),
             certificate_authority: gateway.certificate_authority.clone(),
             root_key: gateway.keys.root(),
             membership,
@@ -63,17 +76,27 @@ impl Memberships for Api {
             self.visible(request.metadata()).await?
         } else {
             let project: Project = name("project", project)?;
-            self.permitted(request.metadata(), &project, Permission::View).await?;
-            self.gateway.store.memberships(Some(&project)).await.map_err(internal)?
+            self.permitted(request.metadata(), &project, Permission::View)
+                .await?;
+            self.gateway
+                .store
+                .memberships(Some(&project))
+                .await
+                .map_err(internal)?
         };
         let memberships = rows.into_iter().map(|row| self.message(row)).collect();
         Ok(Response::new(ListMembershipsResponse { memberships }))
     }
 
-    async fn get(&self, request: Request<GetMembershipRequest>) -> Result<Response<api::Membership>, Status> {
+    async fn get(
+        &self,
+        request: Request<GetMembershipRequest>,
+    ) -> Result<Response<api::Membership>, Status> {
         let (metadata, _, message) = request.into_parts();
         let membership = resource(&message.project, &message.location, &message.name)?;
-        let row = self.existing(&metadata, membership, Permission::View).await?;
+        let row = self
+            .existing(&metadata, membership, Permission::View)
+            .await?;
         Ok(Response::new(self.message(row)))
     }
 
@@ -83,9 +106,17 @@ impl Memberships for Api {
     ) -> Result<Response<DeleteMembershipResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
         let membership = resource(&message.project, &message.location, &message.name)?;
-        let row = self.existing(&metadata, membership, Permission::Administer).await?;
-        self.gateway.store.delete_membership(&row.membership).await.map_err(refused)?;
-        self.gateway.tunnels.close(&row.membership, "the membership was deleted");
+        let row = self
+            .existing(&metadata, membership, Permission::Administer)
+            .await?;
+        self.gateway
+            .store
+            .delete_membership(&row.membership)
+            .await
+            .map_err(refused)?;
+        self.gateway
+            .tunnels
+            .close(&row.membership, "the membership was deleted");
         Ok(Response::new(DeleteMembershipResponse {}))
     }
 
@@ -95,9 +126,19 @@ impl Memberships for Api {
     ) -> Result<Response<GenerateCredentialsResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
         let membership = resource(&message.project, &message.location, &message.name)?;
-        let row = self.existing(&metadata, membership, Permission::GenerateCredentials).await?;
-        let base = self.gateway.config.public_url.as_str().trim_end_matches('/').to_owned();
-        Ok(Response::new(GenerateCredentialsResponse { server: base + &endpoint::path(&row.membership) }))
+        let row = self
+            .existing(&metadata, membership, Permission::GenerateCredentials)
+            .await?;
+        let base = self
+            .gateway
+            .config
+            .public_url
+            .as_str()
+            .trim_end_matches('/')
+            .to_owned();
+        Ok(Response::new(GenerateCredentialsResponse {
+            server: base + &endpoint::path(&row.membership),
+        }))
     }
 }
 
@@ -112,11 +153,16 @@ impl Api {
             let project = &row.membership.project;
             if !own.contains_key(project) {
                 let policy = store.policy(project).await.map_err(internal)?;
-                let permitted = policy.is_some_and(|policy| policy.permits(&caller.principal, Permission::View));
+                let permitted = policy
+                    .is_some_and(|policy| policy.permits(&caller.principal, Permission::View));
                 own.insert(project.clone(), permitted);
             }
         }
-        rows.retain(|row| own.get(&row.membership.project).copied().unwrap_or_default());
+        rows.retain(|row| {
+            own.get(&row.membership.project)
+                .copied()
+                .unwrap_or_default()
+        });
         Ok(rows)
     }
 
@@ -127,14 +173,24 @@ impl Api {
         membership: Membership,
         permission: Permission,
     ) -> Result<MembershipRow, Status> {
-        self.permitted(metadata, &membership.project, permission).await?;
+        self.permitted(metadata, &membership.project, permission)
+            .await?;
         let store = &self.gateway.store;
         if let Some(row) = store.membership(&membership).await.map_err(internal)? {
             return Ok(row);
         }
-        let rows = store.memberships(Some(&membership.project)).await.map_err(internal)?;
+        let rows = store
+            .memberships(Some(&membership.project))
+            .await
+            .map_err(internal)?;
         let nearest = crate::authz::nearest(&membership, &rows);
-        Err(Status::not_found(crate::error::Refused::NoMembership { membership, nearest }.to_string()))
+        Err(Status::not_found(
+            crate::error::Refused::NoMembership {
+                membership,
+                nearest,
+            }
+            .to_string(),
+        ))
     }
 
     fn message(&self, row: MembershipRow) -> api::Membership {
@@ -142,6 +198,10 @@ impl Api {
         let (state, since) = match (&row.public_key, row.connected_since, row.disconnected_since) {
             (None, ..) => (State::Pending, row.created),
             (Some(_), Some(since), _) => (State::Connected, since),
+            // A gateway that is being replaced noted its sessions' end after this one's had begun.
+            (Some(_), None, since) if sessions > 0 => {
+                (State::Connected, since.unwrap_or(row.created))
+            }
             (Some(_), None, since) => (State::Disconnected, since.unwrap_or(row.created)),
         };
         api::Membership {
@@ -162,7 +222,11 @@ impl Api {
 fn resource(project: &str, location: &str, id: &str) -> Result<Membership, Status> {
     Ok(Membership {
         project: name("project", project)?,
-        location: if location.is_empty() { Location::global() } else { name("location", location)? },
+        location: if location.is_empty() {
+            Location::global()
+        } else {
+            name("location", location)?
+        },
         id: name("name", id)?,
     })
 }

@@ -3,8 +3,9 @@
 use tonic::{Request, Response, Status};
 use towline_proto::{
     api::{
-        self, CreateProjectRequest, DeleteProjectRequest, DeleteProjectResponse, GetIamPolicyRequest,
-        ListProjectsRequest, ListProjectsResponse, SetIamPolicyRequest, projects_server::Projects,
+        self, CreateProjectRequest, DeleteProjectRequest, DeleteProjectResponse,
+        GetIamPolicyRequest, ListProjectsRequest, ListProjectsResponse, SetIamPolicyRequest,
+        projects_server::Projects,
     },
     names::Project,
 };
@@ -21,47 +22,92 @@ use crate::{
 
 #[tonic::async_trait]
 impl Projects for Api {
-    async fn create(&self, request: Request<CreateProjectRequest>) -> Result<Response<api::Project>, Status> {
+    async fn create(
+        &self,
+        request: Request<CreateProjectRequest>,
+    ) -> Result<Response<api::Project>, Status> {
         let caller = self.operator(request.metadata()).await?;
         let message = request.into_inner();
         let project: Project = name("name", &message.name)?;
-        let owner = if message.owner.is_empty() { caller.principal } else { name("owner", &message.owner)? };
+        let owner = if message.owner.is_empty() {
+            caller.principal
+        } else {
+            name("owner", &message.owner)?
+        };
         self.known(&owner).await?;
         let now = self.gateway.clock.unix();
-        self.gateway.store.create_project(&project, &owner, now).await.map_err(refused)?;
-        Ok(Response::new(api::Project { name: project.to_string(), created: Some(timestamp(now)) }))
+        self.gateway
+            .store
+            .create_project(&project, &owner, now)
+            .await
+            .map_err(refused)?;
+        Ok(Response::new(api::Project {
+            name: project.to_string(),
+            created: Some(timestamp(now)),
+        }))
     }
 
-    async fn list(&self, request: Request<ListProjectsRequest>) -> Result<Response<ListProjectsResponse>, Status> {
+    async fn list(
+        &self,
+        request: Request<ListProjectsRequest>,
+    ) -> Result<Response<ListProjectsResponse>, Status> {
         let caller = self.caller(request.metadata()).await?;
         let mut projects = Vec::new();
         for (project, created) in self.gateway.store.projects().await.map_err(internal)? {
-            let policy = self.gateway.store.policy(&project).await.map_err(internal)?;
-            let own = policy.is_some_and(|policy| policy.permits(&caller.principal, Permission::View));
+            let policy = self
+                .gateway
+                .store
+                .policy(&project)
+                .await
+                .map_err(internal)?;
+            let own =
+                policy.is_some_and(|policy| policy.permits(&caller.principal, Permission::View));
             if caller.user.operator || own {
-                projects.push(api::Project { name: project.to_string(), created: Some(timestamp(created)) });
+                projects.push(api::Project {
+                    name: project.to_string(),
+                    created: Some(timestamp(created)),
+                });
             }
         }
         Ok(Response::new(ListProjectsResponse { projects }))
     }
 
-    async fn delete(&self, request: Request<DeleteProjectRequest>) -> Result<Response<DeleteProjectResponse>, Status> {
+    async fn delete(
+        &self,
+        request: Request<DeleteProjectRequest>,
+    ) -> Result<Response<DeleteProjectResponse>, Status> {
         self.operator(request.metadata()).await?;
         let project: Project = name("name", &request.get_ref().name)?;
-        self.gateway.store.delete_project(&project).await.map_err(refused)?;
+        self.gateway
+            .store
+            .delete_project(&project)
+            .await
+            .map_err(refused)?;
         Ok(Response::new(DeleteProjectResponse {}))
     }
 
-    async fn get_iam_policy(&self, request: Request<GetIamPolicyRequest>) -> Result<Response<api::Policy>, Status> {
+    async fn get_iam_policy(
+        &self,
+        request: Request<GetIamPolicyRequest>,
+    ) -> Result<Response<api::Policy>, Status> {
         let project: Project = name("project", &request.get_ref().project)?;
-        let (_, policy) = self.permitted(request.metadata(), &project, Permission::View).await?;
+        let (_, policy) = self
+            .permitted(request.metadata(), &project, Permission::View)
+            .await?;
         Ok(Response::new(message(policy)))
     }
 
-    async fn set_iam_policy(&self, request: Request<SetIamPolicyRequest>) -> Result<Response<api::Policy>, Status> {
+    async fn set_iam_policy(
+        &self,
+        request: Request<SetIamPolicyRequest>,
+    ) -> Result<Response<api::Policy>, Status> {
         let project: Project = name("project", &request.get_ref().project)?;
-        self.permitted(request.metadata(), &project, Permission::Administer).await?;
-        let policy = request.into_inner().policy.ok_or_else(|| Status::invalid_argument("policy is missing"))?;
+        self.permitted(request.metadata(), &project, Permission::Administer)
+            .await?;
+        let policy = request
+            .into_inner()
+            .policy
+            .ok_or_else(|| Status::invalid_argument("policy is missing"))?;
         let mut bindings: Vec<Binding> = Vec::new();
         for binding in policy.bindings {
             let role = name("policy.bindings.role", &binding.role)?;
@@ -75,8 +121,16 @@ impl Projects for Api {
             }
             bindings.push(Binding { role, members });
         }
-        let policy = Policy { etag: policy.etag, bindings };
-        let stored = self.gateway.store.set_policy(&project, &policy).await.map_err(refused)?;
+        let policy = Policy {
+            etag: policy.etag,
+            bindings,
+        };
+        let stored = self
+            .gateway
+            .store
+            .set_policy(&project, &policy)
+            .await
+            .map_err(refused)?;
         Ok(Response::new(message(stored)))
     }
 }
@@ -116,6 +170,8 @@ fn refused(error: ProjectError) -> Status {
         ProjectError::Exists(_) => Status::already_exists(text),
         ProjectError::Unknown(_) => Status::not_found(text),
         ProjectError::Etag(_) => Status::aborted(text),
-        ProjectError::NotEmpty { .. } | ProjectError::NoOwner(_) => Status::failed_precondition(text),
+        ProjectError::NotEmpty { .. } | ProjectError::NoOwner(_) => {
+            Status::failed_precondition(text)
+        }
     }
 }

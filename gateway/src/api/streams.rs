@@ -14,12 +14,22 @@ use crate::{iam::Permission, live::Stream};
 
 #[tonic::async_trait]
 impl Streams for Api {
-    async fn list(&self, request: Request<ListStreamsRequest>) -> Result<Response<ListStreamsResponse>, Status> {
+    async fn list(
+        &self,
+        request: Request<ListStreamsRequest>,
+    ) -> Result<Response<ListStreamsResponse>, Status> {
         let project: Project = name("project", &request.get_ref().project)?;
-        self.permitted(request.metadata(), &project, Permission::View).await?;
+        self.permitted(request.metadata(), &project, Permission::View)
+            .await?;
         let live = &self.gateway.live;
-        let streams = if request.get_ref().ended { live.ended(Some(&project)) } else { live.running(Some(&project)) };
-        Ok(Response::new(ListStreamsResponse { streams: streams.into_iter().map(message).collect() }))
+        let streams = if request.get_ref().ended {
+            live.ended(Some(&project))
+        } else {
+            live.running(Some(&project))
+        };
+        Ok(Response::new(ListStreamsResponse {
+            streams: streams.into_iter().map(message).collect(),
+        }))
     }
 }
 

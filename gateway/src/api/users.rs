@@ -18,10 +18,14 @@ const MAX_GROUPS: usize = 2_000;
 
 #[tonic::async_trait]
 impl Users for Api {
-    async fn create(&self, request: Request<CreateUserRequest>) -> Result<Response<CreateUserResponse>, Status> {
+    async fn create(
+        &self,
+        request: Request<CreateUserRequest>,
+    ) -> Result<Response<CreateUserResponse>, Status> {
         self.operator(request.metadata()).await?;
         let message = request.into_inner();
-        check_subject(&message.name).map_err(|error| Status::invalid_argument(format!("name: {error}")))?;
+        check_subject(&message.name)
+            .map_err(|error| Status::invalid_argument(format!("name: {error}")))?;
         check_groups(&message.groups)?;
         let now = self.gateway.clock.unix();
         let user = User {
@@ -33,7 +37,11 @@ impl Users for Api {
         };
         let code = one_time_code().map_err(|error| Status::internal(error.to_string()))?;
         let expires = now + CODE_SECONDS;
-        self.gateway.store.create_user(&user, &code, expires).await.map_err(refused)?;
+        self.gateway
+            .store
+            .create_user(&user, &code, expires)
+            .await
+            .map_err(refused)?;
         let user = self.stored(&user.name).await?;
         Ok(Response::new(CreateUserResponse {
             user: Some(user),
@@ -42,16 +50,28 @@ impl Users for Api {
         }))
     }
 
-    async fn list(&self, request: Request<ListUsersRequest>) -> Result<Response<ListUsersResponse>, Status> {
+    async fn list(
+        &self,
+        request: Request<ListUsersRequest>,
+    ) -> Result<Response<ListUsersResponse>, Status> {
         self.operator(request.metadata()).await?;
         let users = self.gateway.store.users().await.map_err(internal)?;
-        Ok(Response::new(ListUsersResponse { users: users.into_iter().map(message).collect() }))
+        Ok(Response::new(ListUsersResponse {
+            users: users.into_iter().map(message).collect(),
+        }))
     }
 
-    async fn set_disabled(&self, request: Request<SetDisabledRequest>) -> Result<Response<api::User>, Status> {
+    async fn set_disabled(
+        &self,
+        request: Request<SetDisabledRequest>,
+    ) -> Result<Response<api::User>, Status> {
         self.operator(request.metadata()).await?;
         let SetDisabledRequest { name, disabled } = request.into_inner();
-        self.gateway.store.set_disabled(&name, disabled).await.map_err(refused)?;
+        self.gateway
+            .store
+            .set_disabled(&name, disabled)
+            .await
+            .map_err(refused)?;
         Ok(Response::new(self.stored(&name).await?))
     }
 
@@ -63,22 +83,43 @@ impl Users for Api {
         let name = request.into_inner().name;
         let code = one_time_code().map_err(|error| Status::internal(error.to_string()))?;
         let expires = self.gateway.clock.unix() + CODE_SECONDS;
-        self.gateway.store.reset_password(&name, &code, expires).await.map_err(refused)?;
-        Ok(Response::new(ResetPasswordResponse { one_time_code: code, expires: Some(timestamp(expires)) }))
+        self.gateway
+            .store
+            .reset_password(&name, &code, expires)
+            .await
+            .map_err(refused)?;
+        Ok(Response::new(ResetPasswordResponse {
+            one_time_code: code,
+            expires: Some(timestamp(expires)),
+        }))
     }
 
-    async fn add_group(&self, request: Request<GroupRequest>) -> Result<Response<api::User>, Status> {
+    async fn add_group(
+        &self,
+        request: Request<GroupRequest>,
+    ) -> Result<Response<api::User>, Status> {
         self.operator(request.metadata()).await?;
         let GroupRequest { name, groups } = request.into_inner();
         check_groups(&groups)?;
-        self.gateway.store.change_groups(&name, &groups, &[]).await.map_err(refused)?;
+        self.gateway
+            .store
+            .change_groups(&name, &groups, &[])
+            .await
+            .map_err(refused)?;
         Ok(Response::new(self.stored(&name).await?))
     }
 
-    async fn remove_group(&self, request: Request<GroupRequest>) -> Result<Response<api::User>, Status> {
+    async fn remove_group(
+        &self,
+        request: Request<GroupRequest>,
+    ) -> Result<Response<api::User>, Status> {
         self.operator(request.metadata()).await?;
         let GroupRequest { name, groups } = request.into_inner();
-        self.gateway.store.change_groups(&name, &[], &groups).await.map_err(refused)?;
+        self.gateway
+            .store
+            .change_groups(&name, &[], &groups)
+            .await
+            .map_err(refused)?;
         Ok(Response::new(self.stored(&name).await?))
     }
 }
@@ -86,17 +127,21 @@ impl Users for Api {
 impl Api {
     async fn stored(&self, name: &str) -> Result<api::User, Status> {
         let user = self.gateway.store.user(name).await.map_err(internal)?;
-        user.map(message).ok_or_else(|| refused(UserError::Unknown(name.to_owned())))
+        user.map(message)
+            .ok_or_else(|| refused(UserError::Unknown(name.to_owned())))
     }
 }
 
 fn check_groups(groups: &[String]) -> Result<(), Status> {
     if groups.len() > MAX_GROUPS {
-        return Err(Status::invalid_argument(format!("groups: {} are too many, {MAX_GROUPS} may be", groups.len())));
+        return Err(Status::invalid_argument(format!(
+            "groups: {} are too many, {MAX_GROUPS} may be",
+            groups.len()
+        )));
     }
-    groups
-        .iter()
-        .try_for_each(|group| check_subject(group).map_err(|error| Status::invalid_argument(format!("groups: {error}"))))
+    groups.iter().try_for_each(|group| {
+        check_subject(group).map_err(|error| Status::invalid_argument(format!("groups: {error}")))
+    })
 }
 
 fn message(user: User) -> api::User {

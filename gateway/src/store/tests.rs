@@ -397,10 +397,7 @@ async fn a_token_claims_no_other_name() {
     // Neither is harmed.
     assert!(store.redeem(&edge(), "t", key(), NOW).await.unwrap());
     assert!(store.redeem(&other, "u", key(), NOW).await.unwrap());
-    store
-        .register(&edge(), true, "v", NOW, NOW)
-        .await
-        .unwrap();
+    store.register(&edge(), true, "v", NOW, NOW).await.unwrap();
     let none: Membership = "projects/p/locations/global/memberships/none"
         .parse()
         .unwrap();
