@@ -230,12 +230,16 @@ gateway_up() {
 		stop_all gateway agent
 		forget_gateway
 	fi
+	if [ ! -e "$DIR/settings" ]; then
+		# What a run left that got no further.
+		stop_all gateway agent
+		forget_gateway
+	fi
 	if running gateway; then
 		say "the gateway runs already, at $URL"
 		return
 	fi
-	if [ ! -e "$DIR/settings" ]; then
-		forget_gateway # what a run left that got no further
+	if [ -z "$URL" ]; then
 		port=$(free_port "$address")
 		URL=https://$address:$port
 		(umask 077 && "$DIR/bin/towline-gateway" init --state-dir "$DIR/gateway" --host "$address" \

@@ -147,7 +147,7 @@ async fn an_aggregated_api_answers_like_any_other() {
         ("x/y", 0),
     ] {
         let body: Vec<u8> = (0..length)
-            .map(|at: u32| (at.wrapping_mul(7) >> 2) as u8)
+            .map(|at: u32| u8::try_from((at.wrapping_mul(7) >> 2) & 0xff).unwrap_or_default())
             .collect();
         let request = api
             .request("POST", &format!("/apis/{group}/v1/echo/"))
