@@ -112,6 +112,12 @@ fn metrics(gateway: &Gateway) -> String {
             "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
         );
     }
+    let _written = writeln!(
+        text,
+        "# HELP towline_answers_cut_total Answers cut because too many were not read.\n\
+         # TYPE towline_answers_cut_total counter\ntowline_answers_cut_total {}",
+        gateway.slow.cut()
+    );
     text.push_str("# HELP towline_requests_total Answers on the public port.\n# TYPE towline_requests_total counter\n");
     for (class, count) in gateway.requests.0.iter().enumerate() {
         let count = count.load(Ordering::Relaxed);

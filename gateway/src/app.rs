@@ -15,6 +15,7 @@ use crate::{
     login,
     quota::Quotas,
     server,
+    slow::SlowReaders,
     store::{Store, StoreError},
     tls::{Certificate, CertificateError},
     tunnels::Tunnels,
@@ -39,6 +40,8 @@ pub struct Gateway {
     pub quotas: Quotas,
     /// Streams in flight.
     pub live: Live,
+    /// Answers on their way to readers.
+    pub slow: SlowReaders,
     /// Hellos seen.
     pub hellos: SeenHellos,
     /// The embedded issuer's state.
@@ -136,6 +139,7 @@ impl Gateway {
             keys,
             store,
             tunnels: Tunnels::default(),
+            slow: SlowReaders::default(),
             hellos: SeenHellos::default(),
             requests: admin::Requests::default(),
             tasks: TaskTracker::new(),
@@ -150,6 +154,7 @@ impl Gateway {
             )),
             own(admin::run(Arc::clone(&gateway), admin_listener)),
             own(Arc::clone(&gateway.keys).renew()),
+            own(gateway.slow.clone().bound(gateway.live.clone())),
         ];
         if let Some(certificate) = certificate {
             loops.push(own(certificate.watch()));

@@ -17,7 +17,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Sleep, sleep};
 use towline_proto::{
-    body::{self, Aborted, FromTunnel},
+    body::{self, Aborted},
     endpoint,
     upgraded::{self, Ended},
     wire,
@@ -28,6 +28,7 @@ use crate::{
     error::Refused,
     live::{Running, Stream},
     request::Body,
+    slow::HandedOn,
     target::{Kind, Place},
     tunnels::{Held, Sent},
 };
@@ -118,13 +119,12 @@ pub async fn answer(
             let json_watch = *watch && head.status == StatusCode::OK && is_json(&head.headers);
             let revoked = Box::pin(ended(&held));
             let body = LongRunning {
-                body: FromTunnel(body),
+                body: gateway.slow.hand_on(body, held, request_id),
                 revoked,
                 running: Some(running),
                 events: json_watch.then(|| request_id.to_owned()),
                 at_boundary: true,
                 over: false,
-                _held: held,
             };
             Ok(Response::from_parts(
                 head,
@@ -132,10 +132,7 @@ pub async fn answer(
             ))
         }
         (None, _, _) => {
-            let body = Plain {
-                body: FromTunnel(body),
-                _held: held,
-            };
+            let body = gateway.slow.hand_on(body, held, request_id);
             Ok(Response::from_parts(
                 head,
                 LastBytesFirst::new(body).boxed_unsync(),
@@ -337,35 +334,9 @@ impl<B: HttpBody<Data = Bytes, Error = Aborted> + Unpin> HttpBody for LastBytesF
     }
 }
 
-/// An answer that ends by itself.
-struct Plain {
-    body: FromTunnel<Incoming>,
-    _held: Held,
-}
-
-impl HttpBody for Plain {
-    type Data = Bytes;
-    type Error = Aborted;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 /// An answer that goes on: it ends when its permission does, and a watch says so.
 struct LongRunning<R> {
-    body: FromTunnel<Incoming>,
+    body: HandedOn,
     revoked: Pin<Box<R>>,
     running: Option<Running>,
     /// A JSON watch: the request's id, for the event that tells of an early end.
@@ -373,7 +344,6 @@ struct LongRunning<R> {
     /// Whether the last byte sent ended an event.
     at_boundary: bool,
     over: bool,
-    _held: Held,
 }
 
 impl<R: Future<Output = String>> LongRunning<R> {

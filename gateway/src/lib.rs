@@ -41,6 +41,7 @@ pub mod login;
 pub mod quota;
 pub mod request;
 pub mod server;
+pub mod slow;
 pub mod store;
 pub mod target;
 pub mod tls;

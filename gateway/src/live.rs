@@ -128,7 +128,8 @@ impl Live {
         }
     }
 
-    fn end(&self, request_id: &str, reason: &str) {
+    /// A stream is over; nothing where it ended before.
+    pub(crate) fn end(&self, request_id: &str, reason: &str) {
         let now = self.clock.unix();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = state.running.remove(request_id) {

@@ -22,6 +22,7 @@ use path::{
     world::{World, bounded},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use towline_gateway::slow;
 use towline_proto::{body, wire};
 
 const BASE: &str = "/v1/projects/p/locations/global/memberships/m";
@@ -677,4 +678,48 @@ async fn an_answer_that_breaks_off_gives_what_there_was_and_then_an_abort() {
         );
         assert!(bounded(answer.frame()).await.unwrap().is_err());
     }
+}
+
+#[tokio::test]
+async fn who_stalls_too_many_answers_loses_the_oldest() {
+    let world = World::start().await;
+    world
+        .agent(|request: Request<Incoming>, _| async move {
+            if request.uri().path() == "/small" {
+                return text("small");
+            }
+            text(vec![b'x'; 256 * 1024])
+        })
+        .await;
+    // Somebody else's, the oldest of all.
+    let other = world.as_user("reader").narrow().await;
+    let mut others = bounded(other("/bulk")).await;
+    let alice = world.as_user("alice").narrow().await;
+    let mut stalled = Vec::new();
+    for _ in 0..slow::MOST + 9 {
+        stalled.push(bounded(alice("/bulk")).await);
+    }
+    // Ten are too many, and all of them are alice's.
+    world.cut(10).await;
+    for body in stalled.iter_mut().take(10) {
+        assert!(read(body).await.is_err());
+    }
+    for body in stalled.iter_mut().skip(10).chain([&mut others]) {
+        assert_eq!(read(body).await.unwrap(), 256 * 1024);
+    }
+    let small = bounded(world.as_user("reader").http1(get("/small")))
+        .await
+        .into_body();
+    assert_eq!(bounded(small.collect()).await.unwrap().to_bytes(), "small");
+}
+
+/// Reads an answer to its end.
+async fn read(body: &mut h2::RecvStream) -> Result<usize, h2::Error> {
+    let mut bytes = 0;
+    while let Some(data) = bounded(body.data()).await {
+        let length = data?.len();
+        bytes += length;
+        body.flow_control().release_capacity(length)?;
+    }
+    Ok(bytes)
 }

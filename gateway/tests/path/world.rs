@@ -146,6 +146,17 @@ impl World {
         self.running.gateway().tunnels.sessions(&membership())
     }
 
+    /// Waits until `count` answers were cut.
+    pub(crate) async fn cut(&self, count: u64) {
+        bounded(async {
+            while self.running.gateway().slow.cut() < count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        assert_eq!(self.running.gateway().slow.cut(), count);
+    }
+
     /// Waits until `count` streams have ended; the latest comes first.
     pub(crate) async fn ended(&self, count: usize) -> Vec<Stream> {
         bounded(async {
@@ -276,6 +287,34 @@ impl Client {
             .unwrap()
             .send_request(request, false)
             .unwrap()
+    }
+
+    /// GETs on one HTTP/2 connection whose reader has room for 1 KiB of each answer.
+    pub(crate) async fn narrow(
+        &self,
+    ) -> impl Fn(&str) -> futures_util::future::BoxFuture<'static, h2::RecvStream> + use<> {
+        let stream = TcpStream::connect(self.gateway).await.unwrap();
+        let mut builder = h2::client::Builder::new();
+        let (sender, connection) = builder
+            .initial_window_size(1024)
+            .initial_connection_window_size(1 << 30)
+            .handshake::<_, Bytes>(stream)
+            .await
+            .unwrap();
+        let connection = own(async move { drop(connection.await) });
+        self.connections.lock().unwrap().push(connection);
+        let authorization = self.authorization.clone();
+        move |path| {
+            let uri = format!("http://gateway/v1/{}{path}", membership());
+            let request = Request::get(uri).header(header::AUTHORIZATION, &authorization);
+            let request = request.body(()).unwrap();
+            let sender = sender.clone();
+            Box::pin(async move {
+                let mut sender = sender.ready().await.unwrap();
+                let (response, _) = sender.send_request(request, true).unwrap();
+                response.await.unwrap().into_body()
+            })
+        }
     }
 
     /// An upgraded stream.
