@@ -3,11 +3,12 @@
 //! Each service of `towline/v1/towline.proto` is a file below; `caller` decides who may, `json` lets HTTP/1.1
 //! clients and those without gRPC in.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use tokio::time::timeout;
 use tonic::Status;
 use tower_service::Service as _;
 use towline_proto::{
@@ -30,6 +31,9 @@ mod projects;
 mod streams;
 mod users;
 
+/// How long a call may take, its message's arrival included: nobody is known before that.
+const LIMIT: Duration = Duration::from_secs(30);
+
 /// The longest request message, in bytes.
 const MAX_MESSAGE: usize = 1024 * 1024;
 
@@ -50,7 +54,11 @@ pub async fn serve(gateway: &Arc<Gateway>, request: Request<Incoming>) -> Respon
         .map_or(&b""[..], HeaderValue::as_bytes);
     let mut response = if content_type.starts_with(b"application/grpc") {
         let request = request.map(tonic::body::Body::new);
-        api.call(request).await.map(|body| {
+        let late = |_| {
+            Status::deadline_exceeded(format!("the call took longer than {LIMIT:?}")).into_http()
+        };
+        let answered = timeout(LIMIT, api.call(request)).await.unwrap_or_else(late);
+        answered.map(|body| {
             body.map_err(|status| Aborted(status.message().to_owned()))
                 .boxed_unsync()
         })

@@ -11,10 +11,11 @@ use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use prost::Message as _;
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, MethodDescriptor};
+use tokio::time::timeout;
 use tonic::{Code, Status};
 use towline_proto::api::DESCRIPTORS;
 
-use super::{Api, MAX_MESSAGE, answer};
+use super::{Api, LIMIT, MAX_MESSAGE, answer};
 use crate::request::Body;
 
 /// Answers one JSON call.
@@ -35,9 +36,11 @@ async fn call(api: &Api, request: Request<Incoming>) -> Result<String, Status> {
         return Err(Status::unimplemented("the management API takes POST"));
     }
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, MAX_MESSAGE)
-        .collect()
+    let body = timeout(LIMIT, Limited::new(body, MAX_MESSAGE).collect())
         .await
+        .map_err(|_| {
+            Status::deadline_exceeded(format!("the message did not arrive within {LIMIT:?}"))
+        })?
         .map_err(|_| {
             Status::invalid_argument(format!(
                 "the message did not arrive whole, or is over {MAX_MESSAGE} bytes"

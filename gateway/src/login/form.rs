@@ -1,17 +1,21 @@
 //! Forms: bounded, and each field once.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, Uri, header};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt as _, Limited};
+use tokio::time::timeout;
 use url::form_urlencoded;
 
 use super::Refusal;
 
 /// The longest form, in bytes.
 const MAX_FORM: usize = 64 * 1024;
+
+/// How long a form may take to arrive: nobody is known before that.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// The fields of a form.
 #[derive(Default)]
@@ -44,7 +48,8 @@ impl Form {
                 "send application/x-www-form-urlencoded",
             ));
         }
-        let body = Limited::new(body, MAX_FORM).collect().await.map_err(|_| {
+        let arrived = timeout(LIMIT, Limited::new(body, MAX_FORM).collect());
+        let body = arrived.await.map_err(|_| late())?.map_err(|_| {
             Refusal::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "invalid_request",
@@ -93,6 +98,14 @@ impl std::fmt::Debug for Form {
     }
 }
 
+fn late() -> Refusal {
+    Refusal::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "invalid_request",
+        format!("the form did not arrive within {LIMIT:?}"),
+    )
+}
+
 fn fields(bytes: &[u8]) -> Result<HashMap<String, String>, Refusal> {
     let mut fields = HashMap::new();
     for (name, value) in form_urlencoded::parse(bytes) {
@@ -109,4 +122,26 @@ fn fields(bytes: &[u8]) -> Result<HashMap<String, String>, Refusal> {
         fields.insert(name, value.into_owned());
     }
     Ok(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_form_that_never_comes_is_not_waited_for() {
+        let frames =
+            futures_util::stream::pending::<Result<http_body::Frame<Bytes>, std::io::Error>>();
+        let request = Request::post("/oauth2/token")
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(StreamBody::new(frames))
+            .unwrap();
+        let refused = timeout(2 * LIMIT, Form::read(request))
+            .await
+            .unwrap()
+            .unwrap_err();
+        assert_eq!(refused.status, StatusCode::REQUEST_TIMEOUT);
+    }
 }
