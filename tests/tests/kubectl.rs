@@ -374,7 +374,7 @@ fn port_forward_carries_many_connections_at_once() {
 /// A quarter of a mebibyte there and back over one connection.
 fn echoed_whole(port: u16, seed: u8) {
     let sent: Vec<u8> = (0..256 * 1024_u32)
-        .map(|at| (at.wrapping_mul(31) >> 3) as u8 ^ seed)
+        .map(|at| u8::try_from((at.wrapping_mul(31) >> 3) & 0xff).unwrap_or_default() ^ seed)
         .collect();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
