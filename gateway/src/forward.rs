@@ -36,6 +36,19 @@ use websocket::Framed;
 
 mod websocket;
 
+/// What a browser would take as said by the gateway for all that stands under its name: a cluster, or a pod behind
+/// its API server's proxy, speaks for itself alone.
+const OF_THE_ORIGIN: [&str; 8] = [
+    "alt-svc",
+    "clear-site-data",
+    "nel",
+    "public-key-pins",
+    "report-to",
+    "reporting-endpoints",
+    "service-worker-allowed",
+    "strict-transport-security",
+];
+
 /// What of the caller's request an answer depends on.
 #[derive(Debug)]
 pub struct Origin {
@@ -77,6 +90,9 @@ pub async fn answer(
     }
     let upgraded = head.headers.get(wire::UPGRADED).cloned();
     wire::strip_hop_by_hop(&mut head.headers);
+    for name in OF_THE_ORIGIN {
+        head.headers.remove(name);
+    }
     keep_prefix(&mut head.headers, &held, origin);
 
     let permit = held.lease().permit();

@@ -688,7 +688,7 @@ async fn who_stalls_too_many_answers_loses_the_oldest() {
             if request.uri().path() == "/small" {
                 return text("small");
             }
-            text(vec![b'x'; 256 * 1024])
+            text(vec![b'x'; 64 * 1024])
         })
         .await;
     // Somebody else's, the oldest of all.
@@ -705,7 +705,7 @@ async fn who_stalls_too_many_answers_loses_the_oldest() {
         assert!(read(body).await.is_err());
     }
     for body in stalled.iter_mut().skip(10).chain([&mut others]) {
-        assert_eq!(read(body).await.unwrap(), 256 * 1024);
+        assert_eq!(read(body).await.unwrap(), 64 * 1024);
     }
     let small = bounded(world.as_user("reader").http1(get("/small")))
         .await
@@ -722,4 +722,39 @@ async fn read(body: &mut h2::RecvStream) -> Result<usize, h2::Error> {
         body.flow_control().release_capacity(length)?;
     }
     Ok(bytes)
+}
+
+#[tokio::test]
+async fn a_cluster_says_nothing_for_the_gateways_origin() {
+    let world = World::start().await;
+    world
+        .agent(|_: Request<Incoming>, _| async move {
+            let mut answer = text("hostile");
+            for (name, value) in [
+                ("strict-transport-security", "max-age=1; includeSubDomains"),
+                ("alt-svc", "h3=\":1\""),
+                ("clear-site-data", "\"*\""),
+                ("service-worker-allowed", "/"),
+                ("towline-gateway", "1"),
+                ("towline-request-id", "forged"),
+                ("x-own", "kept"),
+            ] {
+                answer.headers_mut().insert(name, value.parse().unwrap());
+            }
+            answer
+        })
+        .await;
+    let response = world.as_user("alice").http1(get("/api")).await;
+    let id = response.headers()["towline-request-id"].clone();
+    assert_ne!(id, "forged");
+    let mut names: Vec<&str> = response
+        .headers()
+        .keys()
+        .map(http::HeaderName::as_str)
+        .collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        ["content-length", "date", "towline-request-id", "x-own"]
+    );
 }
