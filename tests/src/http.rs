@@ -235,8 +235,11 @@ impl Connection {
     /// # Panics
     /// No answer.
     pub async fn send(&mut self, request: Request<Body>) -> Response<Incoming> {
-        let answer = tokio::time::timeout(std::time::Duration::from_secs(100), self.try_send(request)).await;
-        answer.expect("a head within 100 s").expect("the gateway answers")
+        let answer =
+            tokio::time::timeout(std::time::Duration::from_secs(100), self.try_send(request)).await;
+        answer
+            .expect("a head within 100 s")
+            .expect("the gateway answers")
     }
 
     /// The same, where no answer is an answer.

@@ -491,7 +491,8 @@ async fn stalled_downloads_hinder_nobody() {
 async fn a_broken_answer_is_not_mistaken_for_a_whole_one() {
     let (api, server) = ready().await;
     for round in 0..10 {
-        let mut connection = if round % 2 == 0 {
+        let version = if round % 2 == 0 { 1 } else { 2 };
+        let mut connection = if version == 1 {
             api.http1().await
         } else {
             api.http2().await
@@ -512,9 +513,11 @@ async fn a_broken_answer_is_not_mistaken_for_a_whole_one() {
                 Some(Ok(frame)) => got.extend_from_slice(&frame.into_data().unwrap_or_default()),
             }
         };
+        // HAProxy 2.6 turns an HTTP/1.1 answer that breaks off into a whole one on HTTP/2.
+        let forgiven = front() == Some(Kind::Haproxy) && version == 2;
         assert!(
-            end.is_err(),
-            "a clean end after {:?}",
+            end.is_err() || forgiven,
+            "a clean end on HTTP/{version} after {:?}",
             String::from_utf8_lossy(&got)
         );
         // What came before the end arrives, as it does straight from the API server.
