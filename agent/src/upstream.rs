@@ -17,10 +17,10 @@ use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::time::{interval, sleep};
 use tokio_util::task::TaskTracker;
-use towline_proto::{body::Aborted, tunnel, wire::Refusal};
+use towline_proto::{tunnel, wire::Refusal};
 
 use crate::{
-    body::{self, Boxed, Holding, UploadWatch},
+    body::{self, Answered, Boxed, Holding, UploadWatch},
     guard::Impersonation,
 };
 
@@ -253,8 +253,7 @@ impl Upstream {
             let mut error = match slot.send(request).await {
                 Ok(response) => {
                     let body = |incoming: Incoming| {
-                        let aborting = incoming.map_err(|error| Aborted(chain(&error)));
-                        Holding::new(aborting, slot).boxed_unsync()
+                        Holding::new(Answered::new(incoming, true), slot).boxed_unsync()
                     };
                     return Ok(response.map(body));
                 }
@@ -313,8 +312,7 @@ impl Upstream {
             self.credentials.reload().await;
         }
         let body = |incoming: Incoming| {
-            let aborting = incoming.map_err(|error| Aborted(chain(&error)));
-            Holding::new(aborting, sender).boxed_unsync()
+            Holding::new(Answered::new(incoming, false), sender).boxed_unsync()
         };
         Ok(Answer::Other(response.map(body)))
     }
