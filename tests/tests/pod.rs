@@ -1,5 +1,12 @@
 //! The agent where it belongs: as a pod, with nothing but the rights that its manifest gives it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by panicking"
+)]
+
 use std::{fs, path::Path, time::Duration};
 
 use tests::{
