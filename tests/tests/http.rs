@@ -441,6 +441,12 @@ async fn large_heads_pass() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stalled_downloads_hinder_nobody() {
+    tokio::time::timeout(PATIENCE * 3, beside_stalled_downloads())
+        .await
+        .expect("nobody waits for stalled downloads");
+}
+
+async fn beside_stalled_downloads() {
     let (api, server) = ready().await;
     let path = format!("{server}/bytes/67108864");
     let mut stalled = Vec::new();
