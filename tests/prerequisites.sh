@@ -54,6 +54,7 @@ tests    nginx                        nginx
 tests    haproxy                      haproxy
 tests    squid                        squid
 tests    tinyproxy                    tinyproxy
+tests    faketime                     faketime
 tests    python3-venv                 /usr/lib/python3*/ensurepip/__init__.py
 tests    openssl                      openssl
 tests    curl                         curl
