@@ -9,8 +9,9 @@
 //!
 //! ```compile_fail,E0451
 //! use towline_gateway::assert::Outbound;
-//! fn forge(head: http::request::Parts, body: towline_gateway::request::Body) -> Outbound {
-//!     Outbound { lease: todo!(), head, body, request_id: String::new() }
+//! // Another request under a lease that was given for this one.
+//! fn forge(head: http::request::Parts, cleared: Outbound) -> Outbound {
+//!     Outbound { head, ..cleared }
 //! }
 //! ```
 //!
