@@ -148,8 +148,8 @@ impl How {
             terminal.screen().contains("44 122").then_some(())
         });
         // Control-C goes to the program in the pod, not to kubectl.
-        terminal.keys("sleep 1000; echo st''atus $?\n");
-        std::thread::sleep(Duration::from_millis(300));
+        terminal.keys("echo be''gun; sleep 1000; echo st''atus $?\n");
+        terminal.shows("begun");
         terminal.keys("\u{3}");
         terminal.keys("\necho al''ive\n");
         terminal.shows("alive");
