@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
+
 use crate::{
     agent::Agent,
     cluster::Cluster,
@@ -104,6 +106,19 @@ impl World {
             said.code == Some(0) || said.stderr.contains("already exists"),
             "{said}"
         );
+        // The API server's authorizer reads it from a watch, some milliseconds later.
+        let review = json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": { "user": user, "resourceAttributes": { "verb": "get", "resource": "pods", "namespace": "default" } },
+        });
+        wait_until("RBAC knows the binding", CONNECTED, || {
+            let said = cluster
+                .kubectl("create -o json -f -")
+                .input(review.to_string())
+                .json();
+            said["status"]["allowed"] == true
+        });
     }
 }
 

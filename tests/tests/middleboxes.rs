@@ -283,6 +283,7 @@ fn connected(world: &World, name: &str) -> bool {
 
 fn serves(world: &World, name: &str) {
     wait_until("it is connected", PATIENCE, || connected(world, name));
+    world.grant(&Cluster::second(), &world.admin.name, "cluster-admin");
     let user = world
         .admin
         .with_kubeconfig(&place::directory(name).join("kubeconfig"));
