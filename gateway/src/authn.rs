@@ -14,7 +14,7 @@ use towline_proto::names::Membership;
 use crate::{
     app::Gateway,
     error::Refused,
-    iam::Principal,
+    iam::{Member, Principal, Which},
     login::{self, Audience},
     target::{Place, Target},
 };
@@ -29,10 +29,54 @@ pub struct Identity {
     pub principal: Principal,
     /// The user name in the cluster.
     pub user: String,
+    /// The UID in the cluster.
+    pub uid: Option<String>,
     /// The groups in the cluster.
     pub groups: Vec<String>,
     /// Extra attributes in the cluster.
     pub extra: BTreeMap<String, Vec<String>>,
+    /// A workload's mapped attributes, for the sets of workloads that bindings name.
+    pub attributes: BTreeMap<String, String>,
+    /// Who acts as the principal, the one who signed in first; empty where the caller is the principal.
+    pub delegates: Vec<Principal>,
+    /// Who vouched for the caller: the gateway's own issuer or another's URL.
+    pub issuer: String,
+}
+
+impl Identity {
+    /// One of the gateway's own users.
+    pub fn user(name: String, groups: Vec<String>) -> Self {
+        Self {
+            principal: Principal::User(name.clone()),
+            user: name,
+            uid: None,
+            groups,
+            extra: BTreeMap::new(),
+            attributes: BTreeMap::new(),
+            delegates: Vec::new(),
+            issuer: String::new(),
+        }
+    }
+
+    /// Whether a binding that names `member` means this caller.
+    pub fn is(&self, member: &Member) -> bool {
+        match (member, &self.principal) {
+            (Member::Principal(member), own) => member == own,
+            // Only people have groups that bindings may name by themselves: another kind's could have the same name.
+            (Member::Group(group), Principal::User(_)) => self.groups.contains(group),
+            (Member::Set { pool, which }, Principal::Workload(own)) => {
+                *pool == own.pool
+                    && match which {
+                        Which::All => true,
+                        Which::Group(_) => self.groups.contains(&member.to_string()),
+                        Which::Attribute { name, value } => {
+                            self.attributes.get(name) == Some(value)
+                        }
+                    }
+            }
+            (Member::Group(_) | Member::Set { .. }, _) => false,
+        }
+    }
 }
 
 /// An authenticated caller at the membership that the request is for.
@@ -77,27 +121,27 @@ pub async fn identify(
             return Err(Refused::NotFound(target.path.chars().take(200).collect()));
         }
     };
-    let user = match gateway.store.user(&token.user).await {
-        Ok(Some(user)) if !user.disabled => user,
-        Ok(Some(_)) => return Err(Refused::Token(format!("user {:?} is disabled", token.user))),
-        Ok(None) => {
-            return Err(Refused::Token(format!(
-                "user {:?} does not exist",
-                token.user
-            )));
-        }
-        Err(error) => return Err(Refused::Internal(error.to_string())),
-    };
-    let identity = Identity {
-        principal: Principal::User(user.name.clone()),
-        user: user.name,
-        groups: user.groups,
-        extra: BTreeMap::new(),
-    };
+    let identity = of_token(gateway, &token.user).await?;
     Ok(Caller {
         identity: Arc::new(identity),
         membership,
     })
+}
+
+/// Whom a verified token speaks for, as things are now.
+///
+/// # Errors
+/// 401 where they are gone or disabled.
+pub(crate) async fn of_token(gateway: &Gateway, user: &str) -> Result<Identity, Refused> {
+    match gateway.store.user(user).await {
+        Ok(Some(user)) if !user.disabled => Ok(Identity {
+            issuer: login::issuer(&gateway.config),
+            ..Identity::user(user.name, user.groups)
+        }),
+        Ok(Some(_)) => Err(Refused::Token(format!("user {user:?} is disabled"))),
+        Ok(None) => Err(Refused::Token(format!("user {user:?} does not exist"))),
+        Err(error) => Err(Refused::Internal(error.to_string())),
+    }
 }
 
 /// The bearer token, from `Authorization` (RFC 6750) or a WebSocket's subprotocols.
@@ -158,6 +202,34 @@ mod tests {
                 bearer(&headers(&[("authorization", bad)])).is_err(),
                 "{bad}"
             );
+        }
+    }
+
+    #[test]
+    fn a_member_means_its_own_kind_alone() {
+        let pool = "projects/p/locations/global/workloadIdentityPools/ci";
+        let member = |text: &str| text.parse::<Member>().unwrap();
+        let alice = Identity::user("alice".into(), vec!["ops".into()]);
+        assert!(alice.is(&member("user:alice")) && alice.is(&member("group:ops")));
+        assert!(!alice.is(&member("user:bob")) && !alice.is(&member("group:dev")));
+        assert!(!alice.is(&member(&format!("principalSet://{pool}/*"))));
+
+        let set = format!("principalSet://{pool}/group/ops");
+        let job = Identity {
+            principal: format!("principal://{pool}/subject/job").parse().unwrap(),
+            groups: vec![set.clone(), "ops".into()],
+            attributes: BTreeMap::from([("repository".into(), "org/app".into())]),
+            ..Identity::user("job".into(), Vec::new())
+        };
+        let all = format!("principalSet://{pool}/*");
+        let ours = format!("principalSet://{pool}/attribute.repository/org/app");
+        for text in [&set, &all, &ours] {
+            assert!(job.is(&member(text)), "{text}");
+        }
+        let theirs = format!("principalSet://{pool}/attribute.repository/org/other");
+        let elsewhere = all.replace("/p/", "/q/");
+        for text in [theirs.as_str(), &elsewhere, "group:ops", "user:job"] {
+            assert!(!job.is(&member(text)), "{text}");
         }
     }
 

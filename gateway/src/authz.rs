@@ -12,7 +12,7 @@ use crate::{
     app::Gateway,
     authn::{Caller, Identity},
     error::Refused,
-    iam::Permission,
+    iam::{Permission, Principal},
     store::{MembershipRow, Store},
     target::Target,
 };
@@ -58,17 +58,17 @@ pub async fn permit(gateway: &Gateway, caller: Caller, target: Target) -> Result
 }
 
 async fn decide(store: &Store, caller: &Caller, permission: Permission) -> Result<(), Refused> {
-    let principal = &caller.identity().principal;
+    let identity = caller.identity();
     let membership = caller.membership();
     let policy = store
         .policy(&membership.project)
         .await
         .map_err(|error| Refused::Internal(error.to_string()))?;
-    if policy.is_some_and(|policy| policy.permits(principal, permission)) {
+    if policy.is_some_and(|policy| policy.permits(identity, permission)) {
         Ok(())
     } else {
         Err(Refused::Forbidden {
-            principal: principal.clone(),
+            principal: identity.principal.clone(),
             permission,
             resource: membership.to_string(),
         })
@@ -120,14 +120,13 @@ impl Permit {
 }
 
 async fn still(store: &Store, caller: &Caller, permission: Permission) -> Result<(), String> {
-    let identity = caller.identity();
-    match store.user(&identity.user).await {
-        Ok(Some(user)) if user.disabled => {
-            return Err(format!("user {:?} was disabled", identity.user));
+    if let Principal::User(name) = &caller.identity().principal {
+        match store.user(name).await {
+            Ok(Some(user)) if user.disabled => return Err(format!("user {name:?} was disabled")),
+            Ok(None) => return Err(format!("user {name:?} was deleted")),
+            // A store that can't answer decides nothing about a stream that was permitted.
+            Ok(Some(_)) | Err(_) => {}
         }
-        Ok(None) => return Err(format!("user {:?} was deleted", identity.user)),
-        // A store that can't answer decides nothing about a stream that was permitted.
-        Ok(Some(_)) | Err(_) => {}
     }
     match decide(store, caller, permission).await {
         Ok(()) | Err(Refused::Internal(_)) => Ok(()),

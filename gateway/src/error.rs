@@ -52,7 +52,7 @@ pub enum Refused {
     #[error("the bearer token is refused: its audience is {0}, not this membership")]
     Audience(Membership),
     /// IAM says no, or the membership isn't the caller's to know of.
-    #[error("user {:?} lacks permission {:?} on {resource}; roles with it: {}", name(.principal), permission.name(), roles(*.permission))]
+    #[error("{} lacks permission {:?} on {resource}; roles with it: {}", who(.principal), permission.name(), roles(*.permission))]
     Forbidden {
         /// Who asked.
         principal: Principal,
@@ -196,9 +196,12 @@ impl Refused {
     }
 }
 
-fn name(principal: &Principal) -> &str {
+/// `user "alice"`, `serviceAccount "ci@p"`, `principal "principal://…"`.
+pub(crate) fn who(principal: &Principal) -> String {
     match principal {
-        Principal::User(name) => name,
+        Principal::User(name) => format!("user {name:?}"),
+        Principal::ServiceAccount(account) => format!("serviceAccount {:?}", account.to_string()),
+        Principal::Workload(workload) => format!("principal {:?}", workload.to_string()),
     }
 }
 

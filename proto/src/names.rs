@@ -92,6 +92,22 @@ dns_label!(
     "membership"
 );
 
+dns_label!(
+    /// A service account's name within its project.
+    ServiceAccountId,
+    "service account"
+);
+dns_label!(
+    /// A workload identity pool's name within its project.
+    PoolId,
+    "workload identity pool"
+);
+dns_label!(
+    /// A provider's name within its workload identity pool.
+    ProviderId,
+    "workload identity provider"
+);
+
 impl Location {
     /// `global`.
     pub fn global() -> Self {

@@ -9,18 +9,20 @@ use towline_proto::names::Project;
 
 use super::{Api, internal};
 use crate::{
-    authn,
+    authn::{self, Identity},
+    error::{Refused, who},
     iam::{Permission, Policy, Principal},
-    login::{self, AccessToken, Audience},
-    store::User,
+    login::{self, Audience},
 };
 
 /// A signed-in caller.
 #[derive(Debug)]
 pub(super) struct Caller {
-    pub(super) user: User,
-    pub(super) principal: Principal,
-    pub(super) token: AccessToken,
+    pub(super) identity: Identity,
+    /// A `gatewayOperator`.
+    pub(super) operator: bool,
+    /// When the token ends, in Unix seconds.
+    pub(super) expires: u64,
 }
 
 impl Api {
@@ -44,33 +46,36 @@ impl Api {
                 "the bearer token is refused: it is good for {membership} only"
             )));
         }
-        let user = gateway.store.user(&token.user).await.map_err(internal)?;
-        match user {
-            Some(user) if user.disabled => Err(Status::unauthenticated(format!(
-                "user {:?} is disabled",
-                user.name
-            ))),
-            Some(user) => Ok(Caller {
-                principal: Principal::User(user.name.clone()),
-                user,
-                token,
-            }),
-            None => Err(Status::unauthenticated(format!(
-                "user {:?} does not exist",
-                token.user
-            ))),
-        }
+        let identity =
+            authn::of_token(gateway, &token.user)
+                .await
+                .map_err(|refused| match refused {
+                    Refused::Internal(reason) => Status::internal(reason),
+                    refused => Status::unauthenticated(refused.to_string()),
+                })?;
+        let operator = match &identity.principal {
+            Principal::User(name) => {
+                let user = gateway.store.user(name).await.map_err(internal)?;
+                user.is_some_and(|user| user.operator)
+            }
+            Principal::ServiceAccount(_) | Principal::Workload(_) => false,
+        };
+        Ok(Caller {
+            identity,
+            operator,
+            expires: token.expires,
+        })
     }
 
     /// A gateway-wide operator.
     pub(super) async fn operator(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let caller = self.caller(metadata).await?;
-        if caller.user.operator {
+        if caller.operator {
             Ok(caller)
         } else {
             Err(Status::permission_denied(format!(
-                "user {:?} is not a gatewayOperator",
-                caller.user.name
+                "{} is not a gatewayOperator",
+                who(&caller.identity.principal)
             )))
         }
     }
@@ -84,12 +89,12 @@ impl Api {
     ) -> Result<(Caller, Policy), Status> {
         let caller = self.caller(metadata).await?;
         match self.gateway.store.policy(project).await.map_err(internal)? {
-            Some(policy) if policy.permits(&caller.principal, permission) => Ok((caller, policy)),
+            Some(policy) if policy.permits(&caller.identity, permission) => Ok((caller, policy)),
             _ => {
                 let roles: Vec<&str> = permission.roles().map(crate::iam::Role::name).collect();
                 Err(Status::permission_denied(format!(
-                    "user {:?} lacks permission {:?} on projects/{project}; roles with it: {}",
-                    caller.user.name,
+                    "{} lacks permission {:?} on projects/{project}; roles with it: {}",
+                    who(&caller.identity.principal),
                     permission.name(),
                     roles.join(", ")
                 )))

@@ -13,12 +13,12 @@ impl Identity for Api {
     ) -> Result<Response<WhoAmIResponse>, Status> {
         let caller = self.caller(request.metadata()).await?;
         Ok(Response::new(WhoAmIResponse {
-            principal: caller.principal.to_string(),
-            username: caller.user.name,
-            groups: caller.user.groups,
-            issuer: crate::login::issuer(&self.gateway.config),
-            expires: Some(timestamp(caller.token.expires)),
-            roles: if caller.user.operator {
+            principal: caller.identity.principal.to_string(),
+            username: caller.identity.user,
+            groups: caller.identity.groups,
+            issuer: caller.identity.issuer,
+            expires: Some(timestamp(caller.expires)),
+            roles: if caller.operator {
                 vec!["gatewayOperator".to_owned()]
             } else {
                 Vec::new()

@@ -153,8 +153,8 @@ impl Api {
             let project = &row.membership.project;
             if !own.contains_key(project) {
                 let policy = store.policy(project).await.map_err(internal)?;
-                let permitted = policy
-                    .is_some_and(|policy| policy.permits(&caller.principal, Permission::View));
+                let permitted =
+                    policy.is_some_and(|policy| policy.permits(&caller.identity, Permission::View));
                 own.insert(project.clone(), permitted);
             }
         }

@@ -16,7 +16,7 @@ use super::{
     internal,
 };
 use crate::{
-    iam::{Binding, Permission, Policy, Principal},
+    iam::{Binding, Member, Permission, Policy, Principal},
     store::projects::ProjectError,
 };
 
@@ -30,11 +30,11 @@ impl Projects for Api {
         let message = request.into_inner();
         let project: Project = name("name", &message.name)?;
         let owner = if message.owner.is_empty() {
-            caller.principal
+            caller.identity.principal
         } else {
             name("owner", &message.owner)?
         };
-        self.known(&owner).await?;
+        self.known(&Member::Principal(owner.clone())).await?;
         let now = self.gateway.clock.unix();
         self.gateway
             .store
@@ -61,8 +61,8 @@ impl Projects for Api {
                 .await
                 .map_err(internal)?;
             let own =
-                policy.is_some_and(|policy| policy.permits(&caller.principal, Permission::View));
-            if caller.user.operator || own {
+                policy.is_some_and(|policy| policy.permits(&caller.identity, Permission::View));
+            if caller.operator || own {
                 projects.push(api::Project {
                     name: project.to_string(),
                     created: Some(timestamp(created)),
@@ -111,7 +111,7 @@ impl Projects for Api {
         let mut bindings: Vec<Binding> = Vec::new();
         for binding in policy.bindings {
             let role = name("policy.bindings.role", &binding.role)?;
-            let members: Vec<Principal> = binding
+            let members: Vec<Member> = binding
                 .members
                 .iter()
                 .map(|member| name("policy.bindings.members", member))
@@ -137,13 +137,15 @@ impl Projects for Api {
 
 impl Api {
     /// A policy that names nobody is a typing error: it is refused while it can still be seen.
-    async fn known(&self, principal: &Principal) -> Result<(), Status> {
-        let Principal::User(user) = principal;
+    async fn known(&self, member: &Member) -> Result<(), Status> {
+        let Member::Principal(Principal::User(user)) = member else {
+            return Ok(());
+        };
         match self.gateway.store.user(user).await.map_err(internal)? {
             Some(_) => Ok(()),
             None => Err(Status::invalid_argument(format!(
-                "member {principal:?} does not exist; create it first: towline users create {user}",
-                principal = principal.to_string()
+                "member {:?} does not exist; create it first: towline users create {user}",
+                member.to_string()
             ))),
         }
     }

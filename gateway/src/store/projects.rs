@@ -4,7 +4,7 @@ use sqlx::{Row as _, Sqlite, Transaction};
 use towline_proto::{handshake::random_id, names::Project};
 
 use super::{Concern, Store, StoreError, sql, unix};
-use crate::iam::{Binding, Policy, Principal, Role};
+use crate::iam::{Binding, Member, Policy, Principal, Role};
 
 /// Why a project isn't made, changed or deleted.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +81,7 @@ impl Store {
         }
         let bindings = [Binding {
             role: Role::Owner,
-            members: vec![owner.clone()],
+            members: vec![Member::Principal(owner.clone())],
         }];
         self.insert_bindings(&mut transaction, project, &bindings)
             .await?;
@@ -205,7 +205,7 @@ impl Store {
         let mut bindings: Vec<Binding> = Vec::new();
         for (role, member) in rows {
             let role: Role = role.parse().map_err(|error| self.value(error))?;
-            let member: Principal = member.parse().map_err(|error| self.value(error))?;
+            let member: Member = member.parse().map_err(|error| self.value(error))?;
             match bindings.iter_mut().find(|binding| binding.role == role) {
                 Some(binding) => binding.members.push(member),
                 None => bindings.push(Binding {

@@ -15,7 +15,7 @@ use super::{
     users::UserError,
     *,
 };
-use crate::iam::{Binding, Policy, Principal, Role};
+use crate::iam::{Binding, Member, Policy, Principal, Role};
 
 const NOW: u64 = 1_800_000_000;
 const LIFETIMES: Lifetimes = Lifetimes {
@@ -240,14 +240,14 @@ async fn policies_change_one_at_a_time() {
         first.bindings,
         [Binding {
             role: Role::Owner,
-            members: vec![alice()]
+            members: vec![Member::Principal(alice())]
         }]
     );
 
     let mut mine = first.clone();
     mine.bindings.push(Binding {
         role: Role::GatewayReader,
-        members: vec![Principal::User("bob".into())],
+        members: vec![Member::Principal(Principal::User("bob".into()))],
     });
     let stored = store.set_policy(&project(), &mine).await.unwrap();
     assert_eq!(stored.bindings, mine.bindings);
@@ -749,7 +749,7 @@ async fn a_full_database_says_so_and_keeps_what_it_had() {
         .unwrap();
     let mut policy = store.policy(&project()).await.unwrap().unwrap();
     let members = (0..10_000)
-        .map(|n| Principal::User(format!("user-{n:0>100}")))
+        .map(|n| Member::Principal(Principal::User(format!("user-{n:0>100}"))))
         .collect();
     policy.bindings.push(Binding {
         role: Role::GatewayReader,

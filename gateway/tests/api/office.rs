@@ -15,7 +15,7 @@ use towline_gateway::{
     app::{Gateway, Running},
     clock::Clock,
     config::File,
-    iam::{Binding, Principal, Role},
+    iam::{Binding, Member, Principal, Role},
     keys::Keys,
     store::{Store, User},
 };
@@ -65,7 +65,7 @@ impl Office {
         let mut policy = store.policy(&project).await.unwrap().unwrap();
         policy.bindings.push(Binding {
             role: Role::GatewayReader,
-            members: vec![Principal::User("reader".into())],
+            members: vec![Member::Principal(Principal::User("reader".into()))],
         });
         store.set_policy(&project, &policy).await.unwrap();
         let keys = Keys::create(&config.keys(), Clock::System).unwrap();
