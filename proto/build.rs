@@ -1,18 +1,23 @@
 //! Compiles the management API without `protoc`, messages with reflection (for the JSON mapping).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tonic_prost_build as tonic;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let file = "towline/v1/towline.proto";
-    println!("cargo:rerun-if-changed={file}");
+    let directory = Path::new("towline/v1");
+    println!("cargo:rerun-if-changed={}", directory.display());
+    let mut files = std::fs::read_dir(directory)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()?;
+    files.retain(|file| file.extension().is_some_and(|end| end == "proto"));
+    files.sort();
 
     let mut compiler = protox::Compiler::new(["."])?;
-    compiler
-        .include_source_info(true)
-        .include_imports(true)
-        .open_file(file)?;
+    compiler.include_source_info(true).include_imports(true);
+    for file in files {
+        compiler.open_file(file)?;
+    }
     #[expect(
         clippy::disallowed_methods,
         reason = "how cargo tells a build script where to write"
