@@ -58,7 +58,7 @@ impl std::fmt::Debug for Outbound {
 /// Clears a request for the tunnel.
 ///
 /// # Errors
-/// 400 where a header could speak for somebody else.
+/// 400 where a header could speak for somebody else, or say another method.
 pub fn outbound(
     lease: Lease,
     mut head: Parts,
@@ -67,6 +67,7 @@ pub fn outbound(
     client: IpAddr,
 ) -> Result<Outbound, Refused> {
     refuse_impersonation(&head.headers)?;
+    refuse_other_methods(&head.headers)?;
     let http2 = head.version == http::Version::HTTP_2;
     // Host is the API server's own name at the agent; the tunnel carries no caller's.
     wire::strip_hop_by_hop(&mut head.headers);
@@ -126,12 +127,42 @@ fn refuse_impersonation(headers: &HeaderMap) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Proxies and CGI-like servers take `_` for `-`, so both count.
-fn impersonates(name: &str) -> bool {
-    name.to_ascii_lowercase()
-        .replace('_', "-")
-        .starts_with("impersonate")
+/// Servers behind the API server (aggregated ones, proxied pods) may do what such a header says, and IAM has permitted
+/// what the method says.
+fn refuse_other_methods(headers: &HeaderMap) -> Result<(), Refused> {
+    let other = |name: &&HeaderName| {
+        matches!(
+            canonical(name.as_str()).as_str(),
+            "x-http-method-override" | "x-http-method" | "x-method-override"
+        )
+    };
+    match headers.keys().find(other) {
+        Some(name) => Err(Refused::Header(format!(
+            "header {:?} would say another method than the request's; send the method itself",
+            name.as_str()
+        ))),
+        None => Ok(()),
+    }
 }
+
+fn impersonates(name: &str) -> bool {
+    canonical(name).starts_with("impersonate")
+}
+
+/// Proxies and CGI-like servers take `_` for `-`, so both count.
+fn canonical(name: &str) -> String {
+    name.to_ascii_lowercase().replace('_', "-")
+}
+
+/// What a proxy in front says of a request: who it is from, or which URL it had. kube-apiserver's audit log takes
+/// addresses from `X-Real-Ip`, and there are servers that serve the path in `X-Original-URL` or `X-Rewrite-URL`.
+const CLAIMS: [&str; 5] = [
+    "x-remote-",
+    "x-forwarded-",
+    "x-real-ip",
+    "x-original-",
+    "x-rewrite-",
+];
 
 /// The caller's credential never goes down the tunnel, nor what a front proxy would vouch for.
 fn strip_credentials(headers: &mut HeaderMap) {
@@ -142,8 +173,8 @@ fn strip_credentials(headers: &mut HeaderMap) {
     let claims: Vec<HeaderName> = headers
         .keys()
         .filter(|name| {
-            let name = name.as_str().replace('_', "-");
-            name.starts_with("x-remote-") || name.starts_with("x-forwarded-")
+            let name = canonical(name.as_str());
+            CLAIMS.iter().any(|claim| name.starts_with(claim))
         })
         .cloned()
         .collect();

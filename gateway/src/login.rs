@@ -44,6 +44,9 @@ const CLIENT_ID: &str = "towline";
 /// The longest access token that is looked at, in bytes.
 const MAX_TOKEN: usize = 8 * 1024;
 
+/// What two replicas' clocks may differ by, in seconds.
+const CLOCK_SECONDS: u64 = 60;
+
 /// What the issuer remembers.
 #[derive(Debug, Default)]
 pub struct State {
@@ -98,6 +101,14 @@ pub enum TokenError {
         /// The time it was looked at.
         now: u64,
     },
+    /// Not begun.
+    #[error("it is not good before {from}, and it is {now} (Unix seconds); check the clocks")]
+    NotYet {
+        /// When it begins, in Unix seconds.
+        from: u64,
+        /// The time it was looked at.
+        now: u64,
+    },
     /// For something else.
     #[error("its audience is {0:?}, neither this gateway nor a membership of it")]
     Audience(String),
@@ -109,6 +120,8 @@ struct Claims {
     sub: String,
     aud: String,
     iat: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    nbf: Option<u64>,
     exp: u64,
     jti: String,
     client_id: String,
@@ -189,6 +202,10 @@ pub fn verify_access_token(gateway: &Gateway, token: &str) -> Result<AccessToken
             expired: claims.exp,
             now,
         });
+    }
+    let from = claims.nbf.unwrap_or_default().max(claims.iat);
+    if from > now.saturating_add(CLOCK_SECONDS) {
+        return Err(TokenError::NotYet { from, now });
     }
     let audience = audience(&gateway.config, &claims.aud)
         .ok_or_else(|| TokenError::Audience(claims.aud.chars().take(300).collect()))?;

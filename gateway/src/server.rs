@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -27,7 +27,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use towline_proto::{endpoint, tunnel};
 
-use crate::{agents, api, app::Gateway, login, request, tls::Certificate};
+use crate::{agents, api, app::Gateway, error::Refused, login, request, tls::Certificate};
 
 mod opening;
 
@@ -172,7 +172,13 @@ async fn route(
 ) -> Response<request::Body> {
     let client = client(gateway, peer, &request);
     let path = request.uri().path();
-    let response = if path == endpoint::AGENT_CONNECT {
+    let response = if let Err(refused) = framing(&request) {
+        let mut response = refused.into_response("-");
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+    } else if path == endpoint::AGENT_CONNECT {
         agents::connect(gateway, client, request).await
     } else if path.starts_with("/oauth2/") {
         login::serve(gateway, client, request).await
@@ -183,6 +189,19 @@ async fn route(
     };
     gateway.requests.count(response.status());
     response
+}
+
+/// `chunked` once, or no `Transfer-Encoding` at all (RFC 9112 §6.1): nobody in front may have read another coding, or
+/// another of two headers, and so see another end of this request. The HTTP library refuses what is worse.
+fn framing(request: &Request<Incoming>) -> Result<(), Refused> {
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Refused::Header(
+            "Transfer-Encoding is not \"chunked\", once".to_owned(),
+        )),
+    }
 }
 
 /// The caller's address: the nearest one that no trusted proxy vouches away.

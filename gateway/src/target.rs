@@ -1,11 +1,15 @@
 //! What a request asks for: which membership, which Kubernetes path, and what that does.
 //!
-//! Threat: IAM reads a URL one way and the API server another.
-//! Decision: what could be read two ways (empty or dot segments, an encoded slash) is refused before a `proxy`
-//! segment; after one the path is somebody else's and passes byte by byte. Nothing is decoded or rewritten.
+//! Threat: IAM reads a URL one way and the API server, or a proxy in front of it, another.
+//! Decision: what could be read two ways (empty or dot segments, an encoded slash, percent sign or backslash, what
+//! isn't UTF-8) is refused up to the subresource `proxy`; after it the path is somebody else's and passes byte by
+//! byte. What is left is decoded once, as the API server decodes it, to be read here; nothing is rewritten.
 //! Consequence: what is authorized is what the API server does.
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, Method, header, request::Parts};
+use percent_encoding::percent_decode_str;
 use towline_proto::{endpoint, names::Membership};
 
 use crate::{error::Refused, iam::Permission};
@@ -85,9 +89,9 @@ impl Target {
             format!("/{path}")
         };
         let (resource, query) = path.split_once('?').unwrap_or((&path, ""));
-        let segments = segments(resource)?;
+        let segments = Segments::read(resource)?;
         let kind = kind(&head.method, &head.headers, &segments, query)?;
-        let permission = permission(&head.method, &kind, &segments)?;
+        let permission = permission(&head.method, &kind, &segments.as_strs())?;
         Ok(Self {
             place,
             kind,
@@ -97,68 +101,145 @@ impl Target {
     }
 }
 
-/// The segments up to the first `proxy`, none of which can be read in two ways.
-fn segments(path: &str) -> Result<Vec<&str>, Refused> {
-    let mut all = path.strip_prefix('/').unwrap_or(path).split('/').peekable();
-    let mut read = Vec::new();
-    while let Some(segment) = all.next() {
-        let last = all.peek().is_none();
-        let lower = segment.to_ascii_lowercase();
-        let wrong = if segment.is_empty() && !last {
-            "an empty segment"
-        } else if matches!(lower.replace("%2e", ".").as_str(), "." | "..") {
-            "a dot segment"
-        } else if lower.contains("%2f") {
-            "an encoded slash"
-        } else if lower.contains("%00") {
-            "a NUL"
-        } else {
-            read.push(segment);
-            if segment == "proxy" {
-                break;
+/// A path's segments, decoded, up to the subresource `proxy`, none of which can be read in two ways.
+struct Segments<'a> {
+    read: Vec<Cow<'a, str>>,
+    /// The rest is another server's path.
+    proxied: bool,
+}
+
+impl<'a> Segments<'a> {
+    fn read(path: &'a str) -> Result<Self, Refused> {
+        let mut all = path.strip_prefix('/').unwrap_or(path).split('/').peekable();
+        let mut read = Vec::new();
+        while let Some(segment) = all.next() {
+            if segment.is_empty() && all.peek().is_some() {
+                return Err(two_readings("an empty segment"));
             }
-            continue;
-        };
-        return Err(Refused::Path(format!(
-            "it has {wrong}, which the API server may read otherwise"
-        )));
+            read.push(decoded(segment).map_err(two_readings)?);
+            if is_proxy(&read) {
+                return Ok(Self {
+                    read,
+                    proxied: true,
+                });
+            }
+        }
+        Ok(Self {
+            read,
+            proxied: false,
+        })
     }
-    Ok(read)
+
+    fn as_strs(&self) -> Vec<&str> {
+        self.read.iter().map(AsRef::as_ref).collect()
+    }
+}
+
+fn two_readings(what: &str) -> Refused {
+    Refused::Path(format!(
+        "it has {what}, which the API server may read otherwise"
+    ))
+}
+
+/// A segment as the API server decodes it, where nobody can decode it otherwise.
+fn decoded(segment: &str) -> Result<Cow<'_, str>, &'static str> {
+    if !is_escaped(segment) {
+        return Err("a percent sign without two hexadecimal digits");
+    }
+    let decoded = percent_decode_str(segment)
+        .decode_utf8()
+        .map_err(|_| "bytes that aren't UTF-8")?;
+    // Some servers cut a parameter off before they look for dots.
+    let name = decoded
+        .split_once(';')
+        .map_or(decoded.as_ref(), |(name, _)| name);
+    if matches!(name, "." | "..") {
+        Err("a dot segment")
+    } else if decoded.contains('/') {
+        Err("an encoded slash")
+    } else if decoded.contains('\\') {
+        Err("a backslash")
+    } else if decoded.contains('%') {
+        // No name in Kubernetes has one; whoever decodes twice sees something else.
+        Err("an encoded percent sign")
+    } else if decoded.contains(char::is_control) {
+        Err("a control character")
+    } else {
+        Ok(decoded)
+    }
+}
+
+/// Whether the last segment is the subresource `proxy`: neither a namespace's nor an object's name.
+fn is_proxy(read: &[Cow<'_, str>]) -> bool {
+    let mut read = read.iter().map(AsRef::as_ref);
+    let version = match read.next() {
+        Some("api") => read.next(),
+        Some("apis") => read.next().and_then(|_| read.next()),
+        _ => None,
+    };
+    let resource: Vec<&str> = read.collect();
+    version.is_some()
+        && matches!(
+            resource.as_slice(),
+            ["namespaces", _, _, _, "proxy"] | [_, _, "proxy"]
+        )
+        && !matches!(resource.as_slice(), ["namespaces", _, "proxy"])
 }
 
 fn kind(
     method: &Method,
     headers: &HeaderMap,
-    segments: &[&str],
+    path: &Segments<'_>,
     query: &str,
 ) -> Result<Kind, Refused> {
     if let Some(protocol) = upgrade(headers)? {
         return Ok(Kind::Upgrade { protocol });
     }
-    let set = |name: &str| {
-        query.split('&').any(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            key == name && !matches!(value, "false" | "0" | "f" | "F" | "FALSE" | "False")
-        })
-    };
+    let segments = path.as_strs();
     let read = matches!(*method, Method::GET | Method::HEAD);
     // The deprecated /watch/ paths: /api/v1/watch/…, /apis/GROUP/VERSION/watch/….
     let watch_path = matches!(
-        segments,
+        segments.as_slice(),
         ["api", _, "watch", ..] | ["apis", _, _, "watch", ..]
     );
     let subresource = matches!(
         segments.last(),
         Some(&("log" | "exec" | "attach" | "portforward"))
     );
-    let proxied = segments.contains(&"proxy");
-    if read && (set("watch") || watch_path) {
+    if path.proxied {
+        Ok(Kind::LongRunning { watch: false })
+    } else if read && (is_set(query, "watch") || watch_path) {
         Ok(Kind::LongRunning { watch: true })
-    } else if proxied || (subresource && (!segments.ends_with(&["log"]) || set("follow"))) {
+    } else if subresource && (!segments.ends_with(&["log"]) || is_set(query, "follow")) {
         Ok(Kind::LongRunning { watch: false })
     } else {
         Ok(Kind::Short)
     }
+}
+
+/// A boolean of a query, as the API server reads it: the first of its name counts, parts that can't be decoded or
+/// have a semicolon don't, and everything is true but `0` and `false`.
+fn is_set(query: &str, name: &str) -> bool {
+    let decode = |text: &str| {
+        is_escaped(text).then(|| percent_decode_str(&text.replace('+', " ")).collect::<Vec<u8>>())
+    };
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty() && !pair.contains(';'))
+        .filter_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Some((decode(key)?, decode(value)?))
+        })
+        .find(|(key, _)| key == name.as_bytes())
+        .is_some_and(|(_, value)| value != b"0" && !value.eq_ignore_ascii_case(b"false"))
+}
+
+/// Whether every percent sign has its two digits.
+fn is_escaped(text: &str) -> bool {
+    text.split('%').skip(1).all(|escape| {
+        let digits = escape.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    })
 }
 
 /// The protocol of an `Upgrade` that the caller means.

@@ -88,6 +88,7 @@ async fn tokens(gateway: &Gateway, form: &Form) -> Result<serde_json::Value, Ref
             }
         },
         iat: now,
+        nbf: None,
         exp: now + lifetime,
         jti: random_id().map_err(|error| Refusal::failed(&error))?,
         client_id: CLIENT_ID.to_owned(),

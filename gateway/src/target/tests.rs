@@ -43,6 +43,15 @@ fn what_could_be_read_twofold_is_refused_before_a_proxy_segment_only() {
         "/api/v1/namespaces/a%2Fb",
         "/api/./v1",
         "/a%00b",
+        "/api/v1%5cpods",
+        "/api/v1%252fpods",
+        "/api/v1/..;/pods",
+        "/api/v1/%zz",
+        "/api/v1/%c0%af",
+        "/proxy/../api",
+        "/api/v1/namespaces/proxy/../x",
+        "/api/v1/namespaces/n/proxy/../x",
+        "/api/v1/proxy/../x",
     ] {
         assert!(
             matches!(parse("GET", bad, &[]), Err(Refused::Path(_))),
@@ -54,6 +63,10 @@ fn what_could_be_read_twofold_is_refused_before_a_proxy_segment_only() {
         "/",
         "/api/v1/namespaces/n/services/s/proxy/a//b/../%2f",
         "/api/v1/nodes/system%3Anode",
+        "/api/v1/nodes/n/proxy/logs/../x",
+        "/api/v1/nodes/n/%70roxy//x",
+        "/apis/subresources.kubevirt.io/v1/namespaces/n/virtualmachines/x/proxy//y",
+        "/apis/rbac.authorization.k8s.io/v1/clusterroles/a;b",
     ] {
         assert!(parse("GET", good, &[]).is_ok(), "{good}");
     }
@@ -153,6 +166,33 @@ fn long_running_requests_are_known_as_the_api_server_knows_them() {
             Kind::LongRunning { watch: true },
         ),
         ("GET", "/api/v1/pods?watch=false", Kind::Short),
+        ("GET", "/api/v1/pods?watch=0&watch=1", Kind::Short),
+        (
+            "GET",
+            "/api/v1/pods?watch=1&watch=0",
+            Kind::LongRunning { watch: true },
+        ),
+        // Everything is true but two words, and keys and paths are decoded.
+        (
+            "GET",
+            "/api/v1/pods?watch=f",
+            Kind::LongRunning { watch: true },
+        ),
+        (
+            "GET",
+            "/api/v1/pods?%77atch=true",
+            Kind::LongRunning { watch: true },
+        ),
+        (
+            "GET",
+            "/api/v1/%77atch/pods",
+            Kind::LongRunning { watch: true },
+        ),
+        // Not decodable, or cut at a semicolon: no part of the query.
+        ("GET", "/api/v1/pods?watch=%zz", Kind::Short),
+        ("GET", "/api/v1/pods?a=b;watch=1", Kind::Short),
+        ("GET", "/api/v1/namespaces/proxy/pods/x", Kind::Short),
+        ("GET", "/api/v1/namespaces/n/pods/proxy", Kind::Short),
         (
             "GET",
             "/api/v1/watch/namespaces/n/pods",

@@ -38,7 +38,7 @@ pub(crate) async fn bounded<F: Future>(future: F) -> F::Output {
 
 /// A gateway and what a test needs to know of it.
 pub(crate) struct World {
-    running: Running,
+    pub(crate) running: Running,
     agent_key: KeyPair,
     agents: Mutex<Vec<Connected>>,
     _state: tempfile::TempDir,
