@@ -25,7 +25,7 @@ pub(crate) async fn exchange(gateway: SocketAddr, bytes: &[u8]) -> Vec<Answer> {
     // The gateway may have refused and closed before all was written.
     drop(stream.write_all(bytes).await);
     let mut got = Vec::new();
-    let mut buffer = [0; 16 * 1024];
+    let mut buffer = vec![0; 16 * 1024];
     while let Ok(read @ 1..) = bounded(stream.read(&mut buffer)).await {
         got.extend_from_slice(&buffer[..read]);
     }

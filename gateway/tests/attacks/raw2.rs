@@ -142,6 +142,13 @@ pub(crate) fn indexed_literal(name: &str, value: &str) -> Vec<u8> {
     block
 }
 
+/// An entry of the tables (§6.1).
+pub(crate) fn indexed(index: usize) -> Vec<u8> {
+    let mut block = Vec::new();
+    integer(&mut block, 0x80, 7, index);
+    block
+}
+
 /// An integer with a prefix of so many bits (§5.1).
 fn integer(block: &mut Vec<u8>, pattern: u8, bits: u32, value: usize) {
     let most = (1_usize << bits) - 1;
