@@ -130,7 +130,7 @@ impl Gateway {
         let (listener, public) = bind("listen", config.listen).await?;
         let (admin_listener, admin) = bind("admin_listen", config.admin_listen).await?;
         let gateway = Arc::new(Self {
-            quotas: Quotas::new(config.limits),
+            quotas: Quotas::new(config.limits, store.clone()),
             live: Live::new(clock.clone()),
             login: login::State::new(&config),
             config,
@@ -154,6 +154,7 @@ impl Gateway {
             )),
             own(admin::run(Arc::clone(&gateway), admin_listener)),
             own(Arc::clone(&gateway.keys).renew()),
+            own(gateway.quotas.clone().forget_idle()),
             own(gateway.slow.clone().bound(gateway.live.clone())),
         ];
         if let Some(certificate) = certificate {

@@ -14,7 +14,10 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
 
-use crate::quota::Limits;
+use crate::quota::{Defaults, MOST_LIMIT};
+
+/// The least that may be held for callers who don't read, in bytes: a few answers.
+const LEAST_HELD: u64 = 16 * 1024 * 1024;
 
 /// The configuration file, and what flags put over it. Every key but `public_url` and `tls` has a default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -36,8 +39,8 @@ pub struct File {
     pub trusted_proxies: Option<Vec<String>>,
     /// How long running streams may go on after SIGTERM; `60s`.
     pub drain_limit: Option<String>,
-    /// How many streams there may be.
-    pub limits: Option<Limits>,
+    /// How much callers may use where their project has set nothing.
+    pub limits: Option<Defaults>,
     /// How long tokens are good.
     pub tokens: Option<TokensFile>,
 }
@@ -85,8 +88,8 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// How long running streams may go on after SIGTERM.
     pub drain_limit: Duration,
-    /// How many streams there may be.
-    pub limits: Limits,
+    /// How much callers may use where their project has set nothing.
+    pub limits: Defaults,
     /// How long tokens are good.
     pub tokens: Tokens,
 }
@@ -215,12 +218,38 @@ impl File {
             .collect();
         let limits = self.limits.unwrap_or_default();
         for (key, limit) in [
+            (
+                "limits.requests_per_minute_per_principal",
+                limits.requests_per_minute_per_principal,
+            ),
+            (
+                "limits.requests_per_minute_per_project",
+                limits.requests_per_minute_per_project,
+            ),
             ("limits.streams_per_principal", limits.streams_per_principal),
             ("limits.streams_per_project", limits.streams_per_project),
+            ("limits.watches_per_principal", limits.watches_per_principal),
+            (
+                "limits.connections_per_address",
+                limits.connections_per_address,
+            ),
         ] {
             if limit == 0 {
                 let _none: Option<()> = check.problem(key, "0", "must be 1 or more");
+            } else if limit > MOST_LIMIT {
+                let _none: Option<()> = check.problem(
+                    key,
+                    &limit.to_string(),
+                    format!("must be {MOST_LIMIT} or less"),
+                );
             }
+        }
+        if limits.slow_readers_bytes < LEAST_HELD {
+            let _none: Option<()> = check.problem(
+                "limits.slow_readers_bytes",
+                &limits.slow_readers_bytes.to_string(),
+                format!("must be {LEAST_HELD} or more"),
+            );
         }
         let drain_limit = check.or("drain_limit", self.drain_limit.as_deref(), "60s", duration);
         let tokens = self.tokens.clone().unwrap_or_default();
@@ -468,7 +497,7 @@ mod tests {
         assert_eq!(config.state_dir, Path::new("/etc/towline"));
         assert_eq!(config.tls, None);
         assert_eq!(config.drain_limit.as_secs(), 60);
-        assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.limits, Defaults::default());
         assert_eq!(config.tokens.access.as_secs(), 600);
     }
 

@@ -11,6 +11,7 @@ use towline_proto::names::Membership;
 
 use crate::{
     iam::{Permission, Principal},
+    quota::Exhausted,
     request::Body,
 };
 
@@ -78,18 +79,9 @@ pub enum Refused {
     /// The agent is at its limit.
     #[error("failed_precondition: the agent is overloaded: {0}")]
     AgentBusy(String),
-    /// Too many streams.
-    #[error(
-        "resource_exhausted: quota \"active_streams\" exhausted ({used} of {limit} in use by {holder})"
-    )]
-    ActiveStreams {
-        /// In use now.
-        used: usize,
-        /// How many there may be.
-        limit: usize,
-        /// Whose they are.
-        holder: String,
-    },
+    /// Over a quota.
+    #[error("resource_exhausted: {0}")]
+    Quota(#[from] Exhausted),
     /// The cluster doesn't let the agent impersonate the caller.
     #[error("{0}")]
     Impersonation(String),
@@ -122,7 +114,7 @@ impl Refused {
             Self::NoAgent(_) | Self::AgentLost | Self::AgentBusy(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable")
             }
-            Self::ActiveStreams { .. } => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
+            Self::Quota(_) => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
             Self::Cluster(_) | Self::Assertion(_) => (StatusCode::BAD_GATEWAY, "BadGateway"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
         }
@@ -138,16 +130,26 @@ impl Refused {
             | Self::Method(_) => "request",
             Self::NoToken(_) | Self::Token(_) | Self::Audience(_) => "authentication",
             Self::Forbidden { .. } | Self::NoMembership { .. } => "authorization",
-            Self::ActiveStreams { .. } => "quota",
+            Self::Quota(_) => "quota",
             Self::NoAgent(_) | Self::AgentLost | Self::AgentBusy(_) => "tunnel",
             Self::Impersonation(_) | Self::Cluster(_) | Self::Assertion(_) => "agent",
             Self::Internal(_) => "gateway",
         }
     }
 
-    /// The answer. No `Retry-After` on anything here: client-go would sleep on a refusal that it should show.
+    /// In how many seconds the same request may pass. client-go sleeps and tries again, up to ten times, before it shows
+    /// a refusal that has it; so it stands only where waiting helps.
+    const fn retry_after(&self) -> Option<u8> {
+        match self {
+            Self::Quota(Exhausted::Requests { retry_after, .. }) => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// The answer.
     pub fn into_response(self, request_id: &str) -> Response<Body> {
         let (code, _) = self.status();
+        let retry_after = self.retry_after();
         let mut response = Response::new(
             Full::new(Bytes::from(self.to_status(request_id).to_string()))
                 .map_err(|never| match never {})
@@ -169,6 +171,9 @@ impl Refused {
                 HeaderValue::from_static("GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE"),
             );
         }
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(u16::from(seconds)));
+        }
         if let Ok(id) = HeaderValue::from_str(request_id) {
             headers.insert(REQUEST_ID, id);
         }
@@ -178,7 +183,7 @@ impl Refused {
     /// The `Status` object (`meta/v1`).
     pub fn to_status(&self, request_id: &str) -> serde_json::Value {
         let (code, reason) = self.status();
-        json!({
+        let mut status = json!({
             "kind": "Status",
             "apiVersion": "v1",
             "metadata": {},
@@ -192,7 +197,11 @@ impl Refused {
                 ],
             },
             "code": code.as_u16(),
-        })
+        });
+        if let (Some(seconds), Some(details)) = (self.retry_after(), status.get_mut("details")) {
+            details["retryAfterSeconds"] = seconds.into();
+        }
+        status
     }
 }
 
@@ -275,11 +284,12 @@ mod tests {
                 "no active connections found for cluster (project: p, membership: edge)",
             ),
             (
-                Refused::ActiveStreams {
+                Refused::Quota(Exhausted::AtATime {
+                    quota: "active_streams",
                     used: 50,
                     limit: 50,
                     holder: "user:U".into(),
-                },
+                }),
                 429,
                 "TooManyRequests",
                 "resource_exhausted: quota \"active_streams\" exhausted (50 of 50 in use by user:U)",
@@ -314,6 +324,32 @@ mod tests {
             let response = refused.into_response("r1");
             assert_eq!(response.headers()[REQUEST_ID], "r1");
             assert!(!response.headers().contains_key(header::RETRY_AFTER));
+        }
+    }
+
+    #[test]
+    fn waiting_is_proposed_where_it_helps() {
+        for (retry_after, expected) in [(Some(1), Some("1")), (None, None)] {
+            let refused = Refused::Quota(Exhausted::Requests {
+                limit: 6_000,
+                burst: 600,
+                holder: "user:U".into(),
+                retry_after,
+            });
+            let status = refused.to_status("r1");
+            assert_eq!(
+                status["message"].as_str().unwrap(),
+                "resource_exhausted: quota \"requests_per_minute\" exhausted (user:U may make 6000 a minute, \
+                 600 of them at once) (towline: quota, request r1)"
+            );
+            assert_eq!(
+                status["details"]["retryAfterSeconds"].as_u64(),
+                retry_after.map(u64::from)
+            );
+            let response = refused.into_response("r1");
+            assert_eq!(response.status(), 429);
+            let told = response.headers().get(header::RETRY_AFTER);
+            assert_eq!(told.map(|value| value.to_str().unwrap()), expected);
         }
     }
 }

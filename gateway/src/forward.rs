@@ -86,6 +86,9 @@ pub async fn answer(
     } = sent;
     let (mut head, body) = response.into_parts();
     if let Some(code) = head.headers.get(wire::REFUSAL).cloned() {
+        if matches!(held.lease().permit().target().kind, Kind::Upgrade { .. }) {
+            held.lease().refused_upgrade();
+        }
         return Err(refusal(&code, body).await);
     }
     let upgraded = head.headers.get(wire::UPGRADED).cloned();
@@ -147,7 +150,10 @@ pub async fn answer(
                 LastBytesFirst::new(body).boxed_unsync(),
             ))
         }
-        (None, _, _) => {
+        (None, _, kind) => {
+            if matches!(kind, Kind::Upgrade { .. }) {
+                held.lease().refused_upgrade();
+            }
             let body = gateway.slow.hand_on(body, held, request_id);
             Ok(Response::from_parts(
                 head,

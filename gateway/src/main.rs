@@ -55,7 +55,12 @@ const KEYS: &str = "Configuration file (TOML):
   certificate_authority  PEM file that new agents check the certificate against
   trusted_proxies        addresses and networks whose X-Forwarded-For is believed [none]
   drain_limit            how long streams may go on after SIGTERM      [60s]
-  limits.streams_per_principal, limits.streams_per_project             [50, 500]
+  limits                 what callers may use where their project has set nothing (towline quotas):
+    requests_per_minute_per_principal, requests_per_minute_per_project [6000, 60000]
+    streams_per_principal, streams_per_project                         [50, 500]
+    watches_per_principal                                              [5000]
+  limits.slow_readers_bytes      held for callers who don't read       [268435456]
+  limits.connections_per_address                                       [10000]
   tokens.access          an access token's life                        [10m]
   tokens.idle            a sign-in's that isn't used                   [7d]
   tokens.sign_in         a sign-in's that is                           [30d]

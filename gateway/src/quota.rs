@@ -1,48 +1,43 @@
 //! How much: from a permit to a lease.
 //!
-//! A caller's own budget comes before the project's, so that somebody who is about to be refused takes nothing
-//! from anybody. A lease gives back what it took when it is dropped.
+//! Threat: one caller, or one project, takes what all have to share, and others stand still.
+//! Decision: every request takes from two budgets, its principal's and its project's. The caller's own is tried
+//! first, and a refusal takes nothing from either. A lease gives back what it took when it is dropped, so there is no
+//! way to end a stream that leaks one.
+//! Consequence: whoever is over their limit is refused with the quota's name; nobody else notices.
+//!
+//! Budgets are of one project: what a principal does in another doesn't count here, and its owner doesn't see it.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+mod limits;
+mod rate;
+mod usage;
+
+use crate::{
+    authz::Permit,
+    error::Refused,
+    iam::Principal,
+    store::{Store, StoreError},
+    target::Kind,
 };
+use towline_proto::names::Project;
 
-use serde::Deserialize;
+pub use limits::{Defaults, Exhausted, InvalidQuota, MOST_LIMIT, Overrides, Quota, Whose};
+pub use usage::InUse;
+use usage::{Ask, Taken, Usage};
 
-use crate::{authz::Permit, error::Refused, target::Kind};
-
-/// How many upgraded streams there may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Limits {
-    /// Of one principal at a time.
-    pub streams_per_principal: usize,
-    /// Of one project at a time.
-    pub streams_per_project: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            streams_per_principal: 50,
-            streams_per_project: 500,
-        }
-    }
-}
-
-/// What is in use.
-#[derive(Debug, Clone, Default)]
+/// What is in use, and how much may be.
+#[derive(Debug, Clone)]
 pub struct Quotas {
-    limits: Limits,
-    streams: Arc<Mutex<HashMap<String, usize>>>,
+    defaults: Defaults,
+    store: Store,
+    usage: Usage,
 }
 
 /// A permit with what it may use. Made by [`Quotas::lease`] alone.
 #[derive(Debug)]
 pub struct Lease {
     permit: Permit,
-    _streams: Vec<Held>,
+    taken: Taken,
 }
 
 impl Lease {
@@ -50,14 +45,36 @@ impl Lease {
     pub const fn permit(&self) -> &Permit {
         &self.permit
     }
+
+    /// The request was an upgrade and the API server refused it: kubectl tries the same again over SPDY, so the first
+    /// takes nothing.
+    pub fn refused_upgrade(&self) {
+        self.taken.refused_upgrade();
+    }
+}
+
+/// One quota of one holder, for lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Which.
+    pub quota: Quota,
+    /// Whose.
+    pub whose: Whose,
+    /// How much there may be; `None`: no limit.
+    pub limit: Option<u32>,
+    /// How much is in use; `None` for what all principals get, which nobody uses.
+    pub in_use: Option<u32>,
+    /// Whether the project set it; otherwise it follows from a default.
+    pub set: bool,
 }
 
 impl Quotas {
     /// Nothing in use.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(defaults: Defaults, store: Store) -> Self {
         Self {
-            limits,
-            streams: Arc::default(),
+            defaults,
+            store,
+            usage: Usage::default(),
         }
     }
 
@@ -65,87 +82,78 @@ impl Quotas {
     ///
     /// # Errors
     /// 429 with the quota's name and its use.
-    pub fn lease(&self, permit: Permit) -> Result<Lease, Refused> {
-        let mut streams = Vec::new();
-        if matches!(permit.target().kind, Kind::Upgrade { .. }) {
-            let principal = permit.identity().principal.to_string();
-            let project = format!("project:{}", permit.membership().project);
-            streams.push(self.hold(principal, self.limits.streams_per_principal)?);
-            streams.push(self.hold(project, self.limits.streams_per_project)?);
+    pub async fn lease(&self, permit: Permit) -> Result<Lease, Refused> {
+        let project = &permit.membership().project;
+        let principal = &permit.identity().principal;
+        let overrides = self
+            .store
+            .quotas(project)
+            .await
+            .map_err(|error| Refused::Internal(error.to_string()))?;
+        let ask = match permit.target().kind {
+            Kind::Short => Ask::Request,
+            Kind::LongRunning { .. } => Ask::Watch,
+            Kind::Upgrade { .. } => Ask::Stream,
+        };
+        let own = overrides.of_principal(&self.defaults, principal);
+        let all = overrides.of_project(&self.defaults);
+        let taken = self.usage.take(ask, (project, &all), (principal, &own))?;
+        Ok(Lease { permit, taken })
+    }
+
+    /// A project's quotas: its own, what each principal gets, what was set for some, and what is in use by whom.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn rows(&self, project: &Project) -> Result<Vec<Row>, StoreError> {
+        let overrides = self.store.quotas(project).await?;
+        let (own, principals) = self.usage.of(project);
+        let mut rows = Vec::new();
+        let mut add = |whose: Whose, in_use: Option<&InUse>| {
+            let limits = match &whose {
+                Whose::Project => overrides.of_project(&self.defaults),
+                Whose::EachPrincipal => overrides.of_each_principal(&self.defaults),
+                Whose::Principal(principal) => overrides.of_principal(&self.defaults, principal),
+            };
+            for quota in Quota::ALL {
+                rows.push(Row {
+                    quota,
+                    limit: limits.get(quota),
+                    in_use: in_use.map(|in_use| in_use.get(quota)),
+                    set: overrides.is_set(&whose, quota),
+                    whose: whose.clone(),
+                });
+            }
+        };
+        add(Whose::Project, Some(&own));
+        add(Whose::EachPrincipal, None);
+        for (principal, in_use) in &principals {
+            add(Whose::Principal(principal.clone()), Some(in_use));
         }
-        Ok(Lease {
-            permit,
-            _streams: streams,
-        })
-    }
-
-    fn hold(&self, holder: String, limit: usize) -> Result<Held, Refused> {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = streams.entry(holder.clone()).or_insert(0);
-        if *used >= limit {
-            return Err(Refused::ActiveStreams {
-                used: *used,
-                limit,
-                holder,
-            });
-        }
-        *used += 1;
-        Ok(Held {
-            streams: Arc::clone(&self.streams),
-            holder,
-        })
-    }
-
-    /// Upgraded streams in use by `user:…` or `project:…`.
-    pub fn streams(&self, holder: &str) -> usize {
-        self.streams
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(holder)
-            .copied()
-            .unwrap_or_default()
-    }
-}
-
-/// One stream of one holder.
-#[derive(Debug)]
-struct Held {
-    streams: Arc<Mutex<HashMap<String, usize>>>,
-    holder: String,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(used) = streams.get_mut(&self.holder) {
-            *used -= 1;
-            if *used == 0 {
-                streams.remove(&self.holder);
+        for principal in overrides.principals() {
+            if !principals.iter().any(|(user, _)| user == principal) {
+                add(Whose::Principal(principal.clone()), Some(&InUse::default()));
             }
         }
+        Ok(rows)
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// What a principal uses in a project now.
+    pub fn in_use(&self, project: &Project, principal: &Principal) -> InUse {
+        self.usage.of_principal(project, principal)
+    }
 
-    #[test]
-    fn a_limit_holds_and_what_is_dropped_comes_back() {
-        let quotas = Quotas::new(Limits::default());
-        let held = [0; 2].map(|_| quotas.hold("user:a".into(), 2).unwrap());
-        let refused = quotas.hold("user:a".into(), 2).unwrap_err();
-        assert_eq!(
-            refused,
-            Refused::ActiveStreams {
-                used: 2,
-                limit: 2,
-                holder: "user:a".into()
-            }
-        );
-        quotas.hold("user:b".into(), 2).unwrap();
-        drop(held);
-        assert_eq!(quotas.streams("user:a"), 0);
-        quotas.hold("user:a".into(), 2).unwrap();
+    /// Principals and projects that are remembered because they used something lately.
+    pub fn holders(&self) -> usize {
+        self.usage.holders()
+    }
+
+    /// Forgets those who use nothing any more, for as long as it is polled.
+    pub async fn forget_idle(self) {
+        let mut tick = tokio::time::interval(usage::REMEMBERED);
+        loop {
+            tick.tick().await;
+            self.usage.forget_idle();
+        }
     }
 }

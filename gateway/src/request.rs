@@ -56,7 +56,7 @@ async fn run(
     let upgrade = head.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let caller = authn::identify(gateway, &head.headers, &target).await?;
     let permit = authz::permit(gateway, caller, target).await?;
-    let lease = gateway.quotas.lease(permit)?;
+    let lease = gateway.quotas.lease(permit).await?;
     let origin = forward::Origin::of(&head);
     let outbound = assert::outbound(lease, head, body, request_id.to_owned(), client)?;
 

@@ -9,6 +9,7 @@
 
 pub mod memberships;
 pub mod projects;
+pub mod quotas;
 pub mod refresh;
 pub mod users;
 

@@ -6,14 +6,14 @@
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use tokio::sync::watch;
 use towline_proto::names::{Membership, Project};
 
 use super::{MembershipRow, User};
-use crate::iam::Policy;
+use crate::{iam::Policy, quota::Overrides};
 
 /// How many of each are remembered; then all are forgotten. What is asked for may be names that don't exist.
 const MOST: usize = 10_000;
@@ -30,6 +30,7 @@ struct State {
     users: HashMap<String, Option<User>>,
     policies: HashMap<Project, Option<Policy>>,
     memberships: HashMap<Membership, Option<MembershipRow>>,
+    quotas: HashMap<Project, Option<Arc<Overrides>>>,
 }
 
 /// One kind of remembered values.
@@ -43,6 +44,7 @@ pub(super) trait Kinds {
     fn users(&mut self) -> &mut HashMap<String, Option<User>>;
     fn policies(&mut self) -> &mut HashMap<Project, Option<Policy>>;
     fn memberships(&mut self) -> &mut HashMap<Membership, Option<MembershipRow>>;
+    fn quotas(&mut self) -> &mut HashMap<Project, Option<Arc<Overrides>>>;
 }
 
 impl Kinds for State {
@@ -54,6 +56,9 @@ impl Kinds for State {
     }
     fn memberships(&mut self) -> &mut HashMap<Membership, Option<MembershipRow>> {
         &mut self.memberships
+    }
+    fn quotas(&mut self) -> &mut HashMap<Project, Option<Arc<Overrides>>> {
+        &mut self.quotas
     }
 }
 
@@ -75,6 +80,13 @@ impl Remembered for MembershipRow {
     type Key = Membership;
     fn of(state: &mut impl Kinds) -> &mut HashMap<Membership, Option<Self>> {
         state.memberships()
+    }
+}
+
+impl Remembered for Arc<Overrides> {
+    type Key = Project;
+    fn of(state: &mut impl Kinds) -> &mut HashMap<Project, Option<Self>> {
+        state.quotas()
     }
 }
 
