@@ -15,7 +15,7 @@ use towline_proto::{
     api::{
         enrolment_server::EnrolmentServer, identity_server::IdentityServer,
         memberships_server::MembershipsServer, projects_server::ProjectsServer,
-        streams_server::StreamsServer, users_server::UsersServer,
+        quotas_server::QuotasServer, streams_server::StreamsServer, users_server::UsersServer,
     },
     body::Aborted,
 };
@@ -28,6 +28,7 @@ mod identity;
 mod json;
 mod memberships;
 mod projects;
+mod quotas;
 mod streams;
 mod users;
 
@@ -103,6 +104,12 @@ impl Api {
             }
             "towline.v1.Enrolment" => {
                 EnrolmentServer::new(api)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .call(request)
+                    .await
+            }
+            "towline.v1.Quotas" => {
+                QuotasServer::new(api)
                     .max_decoding_message_size(MAX_MESSAGE)
                     .call(request)
                     .await

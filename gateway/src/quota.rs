@@ -25,6 +25,9 @@ pub use limits::{Defaults, Exhausted, InvalidQuota, MOST_LIMIT, Overrides, Quota
 pub use usage::InUse;
 use usage::{Ask, Taken, Usage};
 
+/// How many of those who use something are listed: the ones that use most.
+const MOST_LISTED: usize = 1_000;
+
 /// What is in use, and how much may be.
 #[derive(Debug, Clone)]
 pub struct Quotas {
@@ -107,35 +110,57 @@ impl Quotas {
     /// See [`StoreError`].
     pub async fn rows(&self, project: &Project) -> Result<Vec<Row>, StoreError> {
         let overrides = self.store.quotas(project).await?;
-        let (own, principals) = self.usage.of(project);
-        let mut rows = Vec::new();
-        let mut add = |whose: Whose, in_use: Option<&InUse>| {
-            let limits = match &whose {
-                Whose::Project => overrides.of_project(&self.defaults),
-                Whose::EachPrincipal => overrides.of_each_principal(&self.defaults),
-                Whose::Principal(principal) => overrides.of_principal(&self.defaults, principal),
-            };
-            for quota in Quota::ALL {
-                rows.push(Row {
-                    quota,
-                    limit: limits.get(quota),
-                    in_use: in_use.map(|in_use| in_use.get(quota)),
-                    set: overrides.is_set(&whose, quota),
-                    whose: whose.clone(),
-                });
-            }
-        };
-        add(Whose::Project, Some(&own));
-        add(Whose::EachPrincipal, None);
-        for (principal, in_use) in &principals {
-            add(Whose::Principal(principal.clone()), Some(in_use));
+        let (all, mut principals) = self.usage.of(project);
+        if principals.len() > MOST_LISTED {
+            principals.sort_by_key(|(_, in_use)| std::cmp::Reverse(in_use.weight()));
+            principals.truncate(MOST_LISTED);
+            principals.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         }
         for principal in overrides.principals() {
             if !principals.iter().any(|(user, _)| user == principal) {
-                add(Whose::Principal(principal.clone()), Some(&InUse::default()));
+                principals.push((principal.clone(), InUse::default()));
             }
         }
+        let mut rows = self.rows_for(&overrides, &Whose::Project, Some(all));
+        rows.extend(self.rows_for(&overrides, &Whose::EachPrincipal, None));
+        for (principal, in_use) in principals {
+            rows.extend(self.rows_for(&overrides, &Whose::Principal(principal), Some(in_use)));
+        }
         Ok(rows)
+    }
+
+    /// One principal's quotas in a project.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn rows_of(
+        &self,
+        project: &Project,
+        principal: &Principal,
+    ) -> Result<Vec<Row>, StoreError> {
+        let overrides = self.store.quotas(project).await?;
+        let in_use = self.usage.of_principal(project, principal);
+        Ok(self.rows_for(
+            &overrides,
+            &Whose::Principal(principal.clone()),
+            Some(in_use),
+        ))
+    }
+
+    fn rows_for(&self, overrides: &Overrides, whose: &Whose, in_use: Option<InUse>) -> Vec<Row> {
+        let limits = match whose {
+            Whose::Project => overrides.of_project(&self.defaults),
+            Whose::EachPrincipal => overrides.of_each_principal(&self.defaults),
+            Whose::Principal(principal) => overrides.of_principal(&self.defaults, principal),
+        };
+        let row = |quota| Row {
+            quota,
+            limit: limits.get(quota),
+            in_use: in_use.map(|in_use| in_use.get(quota)),
+            set: overrides.is_set(whose, quota),
+            whose: whose.clone(),
+        };
+        Quota::ALL.map(row).into()
     }
 
     /// What a principal uses in a project now.

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod api {
     pub(crate) mod office;
+    mod quotas;
 }
 
 use api::office::{Office, bounded};
@@ -92,7 +93,9 @@ async fn every_method_asks_who_calls() {
 fn needs_name(path: &str) -> bool {
     matches!(
         path,
-        "Projects/GetIamPolicy"
+        "Quotas/List"
+            | "Quotas/Set"
+            | "Projects/GetIamPolicy"
             | "Projects/SetIamPolicy"
             | "Memberships/Register"
             | "Memberships/Get"

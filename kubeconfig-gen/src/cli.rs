@@ -9,9 +9,11 @@ use crate::kubeconfig::template::Template;
 
 mod admin;
 mod memberships;
+mod quotas;
 
 pub use admin::{ConfigCommand, ConfigKey, ProjectsCommand, StreamsCommand, UsersCommand};
 pub use memberships::{GetCredentials, Impersonate, MembershipRef, MembershipsCommand, Register};
+pub use quotas::{QuotaName, QuotasCommand, SetQuota};
 
 /// Reach Kubernetes clusters behind NAT and firewalls with plain kubectl.
 #[derive(Debug, Parser)]
@@ -137,6 +139,9 @@ pub enum Command {
     /// Projects, and who may do what in them
     #[command(subcommand, visible_alias = "project", arg_required_else_help = true)]
     Projects(ProjectsCommand),
+    /// How much principals and projects may use, and what they use now
+    #[command(subcommand, visible_alias = "quota", arg_required_else_help = true)]
+    Quotas(QuotasCommand),
     /// Streams (exec, attach, port-forward) through the gateway
     #[command(subcommand, visible_alias = "stream", arg_required_else_help = true)]
     Streams(StreamsCommand),

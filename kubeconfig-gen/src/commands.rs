@@ -22,6 +22,7 @@ mod get_credentials;
 mod login;
 mod memberships;
 mod projects;
+mod quotas;
 mod register;
 mod streams;
 mod users;
@@ -110,6 +111,7 @@ async fn with(context: &Context, command: Command) -> Result<(), Error> {
         Command::GetCredentials(args) => Box::pin(get_credentials::run(context, *args)).await,
         Command::Users(command) => users::run(context, command).await,
         Command::Projects(command) => projects::run(context, command).await,
+        Command::Quotas(command) => quotas::run(context, command).await,
         Command::Streams(command) => streams::run(context, command).await,
         Command::Config(command) => config::run(context, command).await,
         Command::Credential(_) | Command::Completions { .. } | Command::Man { .. } => Ok(()),

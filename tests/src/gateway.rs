@@ -96,7 +96,7 @@ impl Gateway {
                 .unwrap_or_else(|| panic!("'init --print json' has no {key}: {made}"))
                 .to_owned()
         };
-        Self {
+        let gateway = Self {
             url,
             ip,
             port,
@@ -107,7 +107,12 @@ impl Gateway {
             program: None,
             before: Vec::new(),
             binary: place::program("towline-gateway"),
-        }
+        };
+        // One user does here what many do elsewhere, all at once.
+        gateway.configure(
+            "[limits]\nrequests_per_minute_per_principal = 10000000\nrequests_per_minute_per_project = 10000000\n",
+        );
+        gateway
     }
 
     /// Its configuration file.

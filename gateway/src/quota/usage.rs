@@ -71,6 +71,11 @@ impl InUse {
             Quota::Watches => self.watches,
         }
     }
+
+    /// To find who uses most.
+    pub(super) fn weight(&self) -> u64 {
+        u64::from(self.requests) + u64::from(self.streams) + u64::from(self.watches)
+    }
 }
 
 /// Everybody's.

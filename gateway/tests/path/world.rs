@@ -208,7 +208,9 @@ fn config(state: &Path) -> Config {
                 listen = '127.0.0.1:0'\n\
                 drain_limit = '5s'\n\
                 tls.mode = 'off'\n\
-                limits.streams_per_principal = 2";
+                limits.streams_per_principal = 2\n\
+                limits.requests_per_minute_per_principal = 10000000\n\
+                limits.requests_per_minute_per_project = 10000000";
     let path = state.join("gateway.toml");
     File::parse(&path, text).unwrap().check(&path).unwrap()
 }

@@ -222,7 +222,7 @@ pub enum ConfigKey {
     Project,
 }
 
-fn principal(text: &str) -> Result<String, String> {
+pub(super) fn principal(text: &str) -> Result<String, String> {
     match text.split_once(':') {
         Some((kind, name)) if !kind.is_empty() && !name.is_empty() => Ok(text.to_owned()),
         _ => Err(format!(
