@@ -25,6 +25,7 @@ mod attacks {
 
     mod floods;
     mod headers;
+    mod login;
     mod paths;
     mod smuggling;
     mod tokens;

@@ -157,11 +157,7 @@ async fn authenticate(
     username: &str,
     asked: &Asked,
 ) -> Result<String, Refusal> {
-    if form
-        .headers()
-        .get("sec-fetch-site")
-        .is_some_and(|site| site == "cross-site")
-    {
+    if from_another_site(form.headers(), &gateway.config.public_url) {
         return Err(Refusal::denied("this form was sent from another site"));
     }
     if username.is_empty() {
@@ -250,6 +246,18 @@ async fn set_password(
             "the one-time code is not valid: unknown, used before, or over; ask for a new one",
         ))
     }
+}
+
+/// Whether a browser says that the form stood on another page than the gateway's own: a sister site's counts as
+/// another. The own page sends no referrer, and so has the origin `null`; browsers that say no site say an origin.
+fn from_another_site(headers: &HeaderMap, gateway: &Url) -> bool {
+    let gateway = gateway.origin().ascii_serialization();
+    let site = headers.get("sec-fetch-site");
+    let same = site.is_some_and(|site| site == "same-origin" || site == "none");
+    let own = |origin: &HeaderValue| {
+        origin.as_bytes() == gateway.as_bytes() || (same && origin.as_bytes() == b"null")
+    };
+    (site.is_some() && !same) || !headers.get_all(header::ORIGIN).iter().all(own)
 }
 
 fn wants_html(headers: &HeaderMap) -> bool {
