@@ -7,13 +7,14 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::{LazyLock, mpsc},
+    process::{Command, Stdio},
+    sync::mpsc,
     thread,
     time::Duration,
 };
 
 use crate::{
+    group::{lead, spawn},
     place,
     program::Program,
     wait::{Stopwatch, wait_for},
@@ -236,7 +237,7 @@ impl Cmd {
         let mut command = self.command();
         command.stdout(File::create(&out).expect("a log can be written"));
         command.stderr(File::create(&err).expect("a log can be written"));
-        let mut child = spawn(command).unwrap_or_else(|e| panic!("cannot start {self}: {e}"));
+        let mut child = lead(command).unwrap_or_else(|e| panic!("cannot start {self}: {e}"));
         let mut stdin = child.stdin.take();
         if let (Input::Bytes(bytes), Some(mut stdin)) =
             (&self.input, stdin.take_if(|_| !self.input.stays_open()))
@@ -248,7 +249,7 @@ impl Cmd {
     }
 
     fn command(&self) -> Command {
-        // A child ends with whoever started it, however that ended: shared parts of a test have no drop.
+        // A child ends with whoever started it, however that ended; see also `group`.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
@@ -361,28 +362,6 @@ fn collect(pipe: Option<impl std::io::Read + Send + 'static>) -> mpsc::Receiver<
         sender.send(bytes).ok();
     });
     receiver
-}
-
-type Start = (Command, mpsc::SyncSender<std::io::Result<Child>>);
-
-/// Starts a child from a thread that lives as long as the process: the kernel's "parent died" means the thread.
-pub(crate) fn spawn(command: Command) -> std::io::Result<Child> {
-    static STARTER: LazyLock<mpsc::Sender<Start>> = LazyLock::new(|| {
-        let (sender, commands) = mpsc::channel::<Start>();
-        thread::spawn(move || {
-            for (mut command, answer) in commands {
-                answer.send(command.spawn()).ok();
-            }
-        });
-        sender
-    });
-    let (answer, started) = mpsc::sync_channel(1);
-    STARTER
-        .send((command, answer))
-        .expect("the starter lives as long as the process");
-    started
-        .recv()
-        .expect("the starter lives as long as the process")
 }
 
 /// The text of a file that a program writes; empty while it isn't there.

@@ -2,7 +2,7 @@
 //!
 //! Starts the programs as users do (binaries, flags, files), on free ports, with every log in one directory
 //! that a failure names. Clusters come from `tests/cluster` under names of the tests' own and are kept
-//! between runs; everything else ends with the test, by its own process id.
+//! between runs; everything else ends with the test, by its own process id and its group's.
 //!
 //! A step of a test that fails panics with all that was said: callers get values, not results.
 
@@ -19,6 +19,7 @@ pub mod cluster;
 pub mod command;
 pub mod front;
 pub mod gateway;
+mod group;
 pub mod http;
 pub mod place;
 pub mod program;

@@ -1,4 +1,4 @@
-//! A program that runs beside the test, and ends with it.
+//! A program that runs beside the test, and ends with it, together with all that it started.
 
 use std::{
     fs,
@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     command::{text_of, wait_line},
+    group,
     wait::wait_for,
 };
 
@@ -20,6 +21,7 @@ use crate::{
 pub struct Program {
     command: String,
     child: Child,
+    status: Option<ExitStatus>,
     stdin: Option<ChildStdin>,
     out: PathBuf,
     err: PathBuf,
@@ -36,6 +38,7 @@ impl Program {
         Self {
             command,
             child,
+            status: None,
             stdin,
             out,
             err,
@@ -73,7 +76,7 @@ impl Program {
             &format!("{what} from {} (see {})", self.command, out.display()),
             bound,
             || {
-                let ended = self.child.try_wait().expect("a child can be waited for");
+                let ended = self.ended();
                 let line = text_of(&out)
                     .lines()
                     .find(|line| holds(line))
@@ -120,10 +123,18 @@ impl Program {
 
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
-        self.child
-            .try_wait()
-            .expect("a child can be waited for")
-            .is_none()
+        self.ended().is_none()
+    }
+
+    /// How it ended, if it did. What it started ends with it: from now on its number may be another's.
+    fn ended(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().expect("a child can be waited for");
+            if self.status.is_some() {
+                group::end(self.pid());
+            }
+        }
+        self.status
     }
 
     /// Sends a signal.
@@ -140,15 +151,15 @@ impl Program {
     #[track_caller]
     pub fn wait(&mut self, bound: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.command);
-        wait_for(&what, bound, || {
-            self.child.try_wait().expect("a child can be waited for")
-        })
+        wait_for(&what, bound, || self.ended())
     }
 
-    /// Ends it at once.
+    /// Ends it at once, and all that it started.
     pub fn kill(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
+        if self.ended().is_none() {
+            group::end(self.pid());
+            self.status = self.child.wait().ok();
+        }
     }
 
     /// Open files, sockets, and resident memory in KiB, as the kernel counts them.

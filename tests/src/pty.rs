@@ -15,10 +15,7 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 
-use crate::{
-    command::{Cmd, spawn},
-    wait::wait_for,
-};
+use crate::{command::Cmd, group, wait::wait_for};
 
 /// A command whose terminal this is; dropping it ends the command.
 #[derive(Debug)]
@@ -52,7 +49,7 @@ impl Terminal {
         let command = command
             .env("TERM", "xterm")
             .under(["setsid", "--ctty", "--wait"]);
-        let child = spawn(command.on_terminal(&terminal)).expect("the command starts");
+        let child = group::spawn(command.on_terminal(&terminal)).expect("the command starts");
         let said = Arc::new(Mutex::new(Vec::new()));
         let mut reader = side.try_clone().expect("a file can be cloned");
         let into = Arc::clone(&said);
@@ -122,6 +119,10 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
+        // `setsid` made it the leader of a session and a group, unless it wasn't that far.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            group::kill(self.child.id());
+        }
         self.child.kill().ok();
         self.child.wait().ok();
     }

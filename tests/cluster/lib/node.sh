@@ -169,7 +169,8 @@ load_images() { # TAR...
 shim_pids() {
 	local file words
 	for file in /proc/[0-9]*/cmdline; do
-		mapfile -d '' -t words <"$file" 2>/dev/null || continue
+		# A process may end before its line is read.
+		{ mapfile -d '' -t words <"$file"; } 2>/dev/null || continue
 		[[ ${words[0]:-} == *containerd-shim* ]] || continue
 		[[ " ${words[*]} " == *" -address $CONTAINERD_SOCKET "* ]] || continue
 		file=${file#/proc/}
