@@ -59,6 +59,11 @@ tests    python3-venv                 /usr/lib/python3*/ensurepip/__init__.py
 tests    openssl                      openssl
 tests    curl                         curl
 tests    jq                           jq
+tests    default-jre-headless         java
+tests    maven                        mvn
+tests    unzip                        unzip
+tests    nodejs                       node
+tests    npm                          npm
 '
 
 mode=check

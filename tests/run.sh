@@ -166,6 +166,7 @@ step 'unit and in-process tests' 30 cargo test --workspace --locked --no-fail-fa
 
 need 'static programs' 30 bash -euc '. deploy/quickstart/common.sh; build_static_programs'
 need 'Kubernetes, its clients and images' 30 "$CLUSTER" build all
+need 'identity providers' 15 tests/idp/build
 
 export TOWLINE_BIN_DIR=$STATIC_PROGRAMS
 [ "$tier" != full ] || export TOWLINE_FULL=1
