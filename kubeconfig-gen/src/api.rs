@@ -1,6 +1,6 @@
 //! The management API, called as JSON so that it passes wherever HTTP/1.1 does.
 
-use std::{fmt, fmt::Write};
+use std::fmt;
 
 use prost_reflect::ReflectMessage;
 use reqwest::{StatusCode, header};
@@ -11,7 +11,9 @@ use towline_proto::{api, names::Membership};
 use crate::{
     gateway_url::GatewayUrl,
     http::{self, Unreachable},
-    oauth::{OAuth, RefreshError},
+    oauth::{OAuth, RefreshError, Wanted},
+    service_account::ActAs,
+    sign_in::{self, RenewError},
     tokens::{Token, Tokens, TokensError},
 };
 
@@ -22,6 +24,7 @@ pub struct Api {
     gateway: GatewayUrl,
     oauth: OAuth,
     tokens: Tokens,
+    act_as: Option<ActAs>,
     verbose: bool,
 }
 
@@ -33,13 +36,23 @@ pub enum CallError {
     SignedOut(String),
     /// The tokens on disk can't be used.
     #[error(transparent)]
-    Tokens(TokensError<RefreshError>),
+    Tokens(TokensError<RenewError>),
     /// See [`Unreachable`].
     #[error(transparent)]
     Unreachable(#[from] Unreachable),
-    /// See [`RefreshError`].
+    /// See [`RenewError`].
     #[error(transparent)]
-    Refresh(RefreshError),
+    Renew(Box<RenewError>),
+    /// The gateway doesn't let the caller act as the service account.
+    #[error("{gateway} gave no token to act as {account}: {description}")]
+    ActAs {
+        /// The address.
+        gateway: String,
+        /// The service account, or the chain of them.
+        account: String,
+        /// In the gateway's words.
+        description: String,
+    },
     /// The gateway answered with a refusal.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -87,8 +100,21 @@ impl Api {
             gateway,
             oauth,
             tokens,
+            act_as: None,
             verbose,
         }
+    }
+
+    /// The same, acting as a service account.
+    #[must_use]
+    pub fn acting_as(self, act_as: Option<ActAs>) -> Self {
+        Self { act_as, ..self }
+    }
+
+    /// The same, with the tokens of another sign-in.
+    #[must_use]
+    pub fn with_tokens(self, tokens: Tokens) -> Self {
+        Self { tokens, ..self }
     }
 
     /// The gateway's address.
@@ -161,21 +187,41 @@ impl Api {
     /// # Errors
     /// See [`CallError`].
     pub async fn token(&self, membership: Option<&Membership>) -> Result<Token, CallError> {
-        let audience = audience(membership);
-        let resource = membership.map(|membership| self.gateway.of_membership(membership));
+        let audience = audience(membership, self.act_as.as_ref());
+        let resource = match membership {
+            Some(membership) => self.gateway.of_membership(membership),
+            None => self.gateway.to_string(),
+        };
+        let account = self.act_as.as_ref().map(ToString::to_string);
+        let wanted = Wanted {
+            resource: Some(&resource),
+            service_account: account.as_deref(),
+        };
         let token = self
             .tokens
-            .token(&audience, |refresh_token| {
-                self.oauth.refresh(refresh_token, resource.as_deref())
+            .token(&audience, async |renewal| {
+                sign_in::renew(&self.oauth, renewal, wanted).await
             })
             .await;
-        token.map_err(|error| match error {
-            TokensError::SignedOut => CallError::SignedOut(self.gateway.to_string()),
-            TokensError::Refresh(RefreshError::Unreachable(unreachable)) => {
-                CallError::Unreachable(unreachable)
-            }
-            TokensError::Refresh(error) => CallError::Refresh(error),
-            other => CallError::Tokens(other),
+        token.map_err(|error| match (error, &account) {
+            (TokensError::SignedOut, _) => CallError::SignedOut(self.gateway.to_string()),
+            (
+                TokensError::Refresh(RenewError::Gateway(RefreshError::Unreachable(unreachable))),
+                _,
+            ) => CallError::Unreachable(unreachable),
+            (
+                TokensError::Refresh(RenewError::Gateway(RefreshError::Refused {
+                    gateway,
+                    description,
+                })),
+                Some(account),
+            ) => CallError::ActAs {
+                gateway,
+                account: account.clone(),
+                description,
+            },
+            (TokensError::Refresh(error), _) => CallError::Renew(Box::new(error)),
+            (other, _) => CallError::Tokens(other),
         })
     }
 
@@ -186,11 +232,13 @@ impl Api {
 }
 
 /// The key under which a token is kept.
-pub fn audience(membership: Option<&Membership>) -> String {
-    let mut key = String::new();
-    match membership {
-        None => key.push_str("gateway"),
-        Some(membership) => drop(write!(key, "{membership}")),
+pub fn audience(membership: Option<&Membership>, act_as: Option<&ActAs>) -> String {
+    let mut key = match membership {
+        None => "gateway".to_owned(),
+        Some(membership) => membership.to_string(),
+    };
+    if let Some(act_as) = act_as {
+        key.push_str(&format!(" as {act_as}"));
     }
     key
 }

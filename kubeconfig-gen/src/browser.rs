@@ -2,7 +2,6 @@
 
 use std::{process::Stdio, time::Duration};
 
-use oauth2::RedirectUrl;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
@@ -10,49 +9,83 @@ use tokio::{
 };
 use url::Url;
 
-use crate::{
-    commands::Error,
-    oauth::{OAuth, loopback},
-    output::remark,
-    tokens::Issued,
-};
+use crate::{commands::Error, oauth::loopback, output::remark};
 
-/// Opens a browser, and waits for the code that it brings.
-///
-/// # Errors
-/// See [`Error`].
-pub async fn sign_in(oauth: &OAuth) -> Result<Issued, Error> {
-    let error = |e| Error::Read("the loopback address".to_owned(), e);
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(error)?;
-    let port = listener.local_addr().map_err(error)?.port();
-    let redirect = loopback(port);
-    let attempt = oauth.begin(RedirectUrl::from_url(redirect.clone()));
-    remark(&format!(
-        "Sign in in your browser; if none opens, visit:\n\n  {}\n",
-        attempt.url
-    ));
-    open(&attempt.url);
-    match time::timeout(PATIENCE, callback(&listener, &redirect)).await {
-        Ok(callback) => Ok(oauth.finish(attempt, &callback.map_err(error)?).await?),
-        Err(_) => Err(Error::Refused(format!(
-            "nobody signed in within {} minutes; run it again, or sign in here with --username NAME",
-            PATIENCE.as_secs() / 60
-        ))),
-    }
+/// A listener on the loopback address, for one sign-in.
+#[derive(Debug)]
+pub struct Loopback {
+    listener: TcpListener,
+    redirect: Url,
 }
 
-/// The URL with which the browser came back. Whatever else asks (for an icon) is told that there is nothing.
-async fn callback(listener: &TcpListener, redirect: &Url) -> std::io::Result<Url> {
-    loop {
-        let (connection, _) = listener.accept().await?;
-        // One that connects and says nothing may not keep the browser out.
-        if let Ok(Ok(Some(url))) = time::timeout(ONE_REQUEST, answer(connection, redirect)).await {
-            return Ok(url);
+impl Loopback {
+    /// On a free port.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn listen() -> Result<Self, Error> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(broken)?;
+        let port = listener.local_addr().map_err(broken)?.port();
+        Ok(Self {
+            listener,
+            redirect: loopback(port),
+        })
+    }
+
+    /// Where the browser is to be sent.
+    pub const fn redirect(&self) -> &Url {
+        &self.redirect
+    }
+
+    /// The URL with which the browser came back from the sign-in. Whatever else asks is told that there is nothing:
+    /// a browser asks for icons, and any page in it can come here with a code of its own.
+    ///
+    /// # Errors
+    /// Nobody came for a long time.
+    pub async fn answer(self, is_ours: impl Fn(&Url) -> bool) -> Result<Url, Error> {
+        match time::timeout(PATIENCE, self.first(is_ours)).await {
+            Ok(callback) => callback.map_err(broken),
+            Err(_) => Err(Error::Refused(format!(
+                "nobody signed in within {} minutes; run it again, or on a machine without a browser: towline login --device",
+                PATIENCE.as_secs() / 60
+            ))),
+        }
+    }
+
+    async fn first(&self, is_ours: impl Fn(&Url) -> bool) -> std::io::Result<Url> {
+        loop {
+            let (connection, _) = self.listener.accept().await?;
+            // One that connects and says nothing may not keep the browser out.
+            let answer = answer(connection, &self.redirect, &is_ours);
+            if let Ok(Ok(Some(url))) = time::timeout(ONE_REQUEST, answer).await {
+                return Ok(url);
+            }
         }
     }
 }
 
-async fn answer(connection: TcpStream, redirect: &Url) -> std::io::Result<Option<Url>> {
+/// Says what to open, and opens it when `by_itself`.
+pub fn show(url: &Url, by_itself: bool) {
+    let what = if by_itself {
+        "Sign in in your browser; if none opens, visit:"
+    } else {
+        "Sign in in a browser on this machine; visit:"
+    };
+    remark(&format!("{what}\n\n  {url}\n"));
+    if by_itself {
+        open(url);
+    }
+}
+
+fn broken(error: std::io::Error) -> Error {
+    Error::Read("the loopback address".to_owned(), error)
+}
+
+async fn answer(
+    connection: TcpStream,
+    redirect: &Url,
+    is_ours: impl Fn(&Url) -> bool,
+) -> std::io::Result<Option<Url>> {
     let mut connection = BufReader::new(connection);
     let mut line = String::new();
     (&mut connection)
@@ -65,17 +98,26 @@ async fn answer(connection: TcpStream, redirect: &Url) -> std::io::Result<Option
     let url = target
         .and_then(|target| redirect.join(target).ok())
         .filter(|url| url.path() == redirect.path() && url.origin() == redirect.origin());
-    let (status, page) = match url {
-        Some(_) => ("200 OK", PAGE),
+    let is_answer = url.as_ref().is_some_and(&is_ours);
+    let (status, page) = match &url {
+        // Nothing of what came is shown again: it may be anybody's.
+        Some(url) if is_answer && url.query_pairs().any(|(key, _)| key == "error") => {
+            ("200 OK", REFUSED_PAGE)
+        }
+        Some(_) if is_answer => ("200 OK", PAGE),
+        Some(_) => {
+            remark("An answer to another sign-in came and was passed over; still waiting.");
+            ("400 Bad Request", FOREIGN_PAGE)
+        }
         None => ("404 Not Found", ""),
     };
     let answer = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: text/html; charset=utf-8\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{page}",
+        "HTTP/1.1 {status}\r\ncontent-type: text/html; charset=utf-8\r\ncache-control: no-store\r\nreferrer-policy: no-referrer\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{page}",
         page.len()
     );
     connection.write_all(answer.as_bytes()).await?;
     connection.shutdown().await?;
-    Ok(url)
+    Ok(url.filter(|_| is_answer))
 }
 
 fn open(url: &Url) {
@@ -100,6 +142,12 @@ fn open(url: &Url) {
 const PAGE: &str = "<!doctype html><meta charset=utf-8><title>Towline</title>\
 <p>You can close this page and go back to your terminal.";
 
+const REFUSED_PAGE: &str = "<!doctype html><meta charset=utf-8><title>Towline</title>\
+<p>The sign-in was refused; your terminal says why.";
+
+const FOREIGN_PAGE: &str = "<!doctype html><meta charset=utf-8><title>Towline</title>\
+<p>This is not the answer to the sign-in that was begun in your terminal. Open the address that it printed.";
+
 /// For a person who looks for a password.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -112,10 +160,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_code_is_taken_and_anything_else_is_not() {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let redirect = loopback(address.port());
+    async fn the_answer_is_taken_and_anything_else_is_not() {
+        let loopback = Loopback::listen().await.unwrap();
+        let address = loopback.listener.local_addr().unwrap();
         let ask = async |target: &str| {
             let mut connection = TcpStream::connect(address).await.unwrap();
             connection
@@ -130,19 +177,26 @@ mod tests {
             answer
         };
         let browser = async {
-            assert!(ask("/favicon.ico").await.starts_with("HTTP/1.1 404"));
-            assert!(
-                ask("//evil/callback?code=x")
-                    .await
-                    .starts_with("HTTP/1.1 404")
-            );
-            assert!(
-                ask("/callback?code=a&state=b")
-                    .await
-                    .starts_with("HTTP/1.1 200")
-            );
+            for (target, status) in [
+                ("/favicon.ico", "404"),
+                ("//evil/callback?code=x&state=ours", "404"),
+                ("/callback?code=evil&state=theirs", "400"),
+                ("/callback?code=evil", "400"),
+                ("/callback?code=a&state=ours", "200"),
+            ] {
+                let answer = ask(target).await;
+                assert!(
+                    answer.starts_with(&format!("HTTP/1.1 {status}")),
+                    "{target}: {answer}"
+                );
+                assert!(!answer.contains("evil"), "{answer}");
+            }
         };
-        let (url, ()) = tokio::join!(callback(&listener, &redirect), browser);
-        assert_eq!(url.unwrap().query(), Some("code=a&state=b"));
+        let is_ours = |url: &Url| {
+            url.query()
+                .is_some_and(|query| query.contains("state=ours"))
+        };
+        let (url, ()) = tokio::join!(loopback.answer(is_ours), browser);
+        assert_eq!(url.unwrap().query(), Some("code=a&state=ours"));
     }
 }

@@ -5,13 +5,18 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use towline_proto::names::{Location, MembershipId, Project};
 
-use crate::kubeconfig::template::Template;
+use crate::{
+    kubeconfig::template::Template,
+    service_account::{ActAs, InvalidServiceAccount},
+};
 
 mod admin;
+mod login;
 mod memberships;
 mod quotas;
 
 pub use admin::{ConfigCommand, ConfigKey, ProjectsCommand, StreamsCommand, UsersCommand};
+pub use login::Login;
 pub use memberships::{GetCredentials, Impersonate, MembershipRef, MembershipsCommand, Register};
 pub use quotas::{QuotaName, QuotasCommand, SetQuota};
 
@@ -62,6 +67,24 @@ pub struct Global {
         value_name = "DIR"
     )]
     pub config_dir: Option<PathBuf>,
+    /// Act as this service account, with a comma through others; '' is yourself, whatever is set
+    #[arg(
+        long,
+        global = true,
+        env = "TOWLINE_IMPERSONATE_SERVICE_ACCOUNT",
+        hide_env_values = true,
+        value_name = "NAME@PROJECT"
+    )]
+    pub impersonate_service_account: Option<String>,
+    /// A credential configuration (see `iam workload-identity-pools create-cred-config`) instead of a sign-in
+    #[arg(
+        long,
+        global = true,
+        env = "TOWLINE_CREDENTIALS",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub credentials: Option<PathBuf>,
     /// Print json, yaml, wide (a table with more columns) or name (names only)
     #[arg(
         short,
@@ -85,6 +108,20 @@ pub struct Global {
     pub xdg_config_home: Option<PathBuf>,
 }
 
+impl Global {
+    /// The service account that was named to act as; `Some(None)` is nobody, on purpose.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn act_as(&self) -> Result<Option<Option<ActAs>>, InvalidServiceAccount> {
+        match self.impersonate_service_account.as_deref() {
+            None => Ok(None),
+            Some("") => Ok(Some(None)),
+            Some(name) => Ok(Some(Some(name.parse()?))),
+        }
+    }
+}
+
 /// How to print what was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -102,11 +139,7 @@ pub enum Format {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Sign in at a gateway, and make it the current one
-    #[command(after_help = "Examples:
-  towline login https://gw.example.com
-  towline login https://gw.example.com --certificate-authority ca.pem --username alice
-  towline login https://gw.example.com --username alice --one-time-code ABCD-EFGH
-  towline login https://gw.example.com --username ci --password-stdin < password")]
+    #[command(after_help = login::EXAMPLES)]
     Login(Box<Login>),
     /// Sign out: the sign-in ends at the gateway too
     #[command(after_help = "Examples:
@@ -169,43 +202,6 @@ pub enum Command {
         /// Where to.
         directory: PathBuf,
     },
-}
-
-/// `towline login`.
-#[derive(Debug, Args)]
-pub struct Login {
-    /// The gateway's address, https://HOST or https://HOST:PORT; that of the current gateway otherwise
-    #[arg(value_name = "URL")]
-    pub address: Option<String>,
-    /// PEM file of the authority that signed the gateway's certificate, where this machine doesn't know it
-    #[arg(long, value_name = "FILE")]
-    pub certificate_authority: Option<PathBuf>,
-    /// Trust the authority that the gateway shows if this is its SHA-256 fingerprint
-    #[arg(
-        long,
-        visible_alias = "insecure-trust-fingerprint",
-        value_name = "SHA256",
-        conflicts_with = "certificate_authority"
-    )]
-    pub ca_fingerprint: Option<String>,
-    /// Who signs in
-    #[arg(long, value_name = "NAME")]
-    pub username: Option<String>,
-    /// Read the password from a file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["password_stdin", "browser"])]
-    pub password_file: Option<PathBuf>,
-    /// Read the password from standard input
-    #[arg(long, conflicts_with = "browser")]
-    pub password_stdin: bool,
-    /// Set a new password with a code that the gateway's operator gave you
-    #[arg(long, value_name = "CODE", conflicts_with_all = ["password_file", "password_stdin", "browser"])]
-    pub one_time_code: Option<String>,
-    /// Read the new password from a file; it is asked for otherwise
-    #[arg(long, value_name = "FILE", requires = "one_time_code")]
-    pub new_password_file: Option<PathBuf>,
-    /// Sign in in a browser
-    #[arg(long)]
-    pub browser: bool,
 }
 
 /// `towline credential`.

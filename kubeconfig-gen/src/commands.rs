@@ -12,14 +12,18 @@ use crate::{
     kubeconfig::{files::MergeError, sources::NoKubeconfig},
     oauth::SignInError,
     output::OutputError,
+    provider::ProviderError,
+    service_account::InvalidServiceAccount,
     settings::SettingsError,
     trust::TrustError,
+    workload::WorkloadError,
 };
 
 mod config;
 mod context;
 mod get_credentials;
 mod login;
+mod logout;
 mod memberships;
 mod projects;
 mod quotas;
@@ -38,6 +42,15 @@ pub enum Error {
     /// See [`SignInError`].
     #[error(transparent)]
     SignIn(#[from] SignInError),
+    /// See [`ProviderError`].
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    /// See [`WorkloadError`].
+    #[error(transparent)]
+    Workload(#[from] WorkloadError),
+    /// See [`InvalidServiceAccount`].
+    #[error(transparent)]
+    ServiceAccount(#[from] InvalidServiceAccount),
     /// See [`SettingsError`].
     #[error(transparent)]
     Settings(#[from] SettingsError),
@@ -104,7 +117,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
 async fn with(context: &Context, command: Command) -> Result<(), Error> {
     match command {
         Command::Login(args) => Box::pin(login::login(context, &args)).await,
-        Command::Logout => login::logout(context).await,
+        Command::Logout => logout::logout(context).await,
         Command::Whoami => login::whoami(context).await,
         Command::Version => config::version(context),
         Command::Memberships(command) => Box::pin(memberships::run(context, *command)).await,

@@ -13,8 +13,10 @@ use crate::{
     commands::Error,
     gateway_url::{GatewayUrl, InvalidGatewayUrl},
     output::{Output, OutputError},
+    service_account::InvalidServiceAccount,
     settings::{ConfigDir, SettingsError},
-    tokens::{Token, Tokens},
+    tokens::Token,
+    workload::{Workload, WorkloadError},
 };
 
 /// Why kubectl gets no token.
@@ -38,6 +40,12 @@ pub enum CredentialError {
     /// What kubectl says about itself isn't understood.
     #[error("KUBERNETES_EXEC_INFO is not what kubectl sets: {0}")]
     ExecInfo(String),
+    /// See [`InvalidServiceAccount`].
+    #[error(transparent)]
+    ServiceAccount(#[from] InvalidServiceAccount),
+    /// See [`WorkloadError`].
+    #[error(transparent)]
+    Workload(#[from] WorkloadError),
     /// See [`SettingsError`].
     #[error(transparent)]
     Settings(#[from] SettingsError),
@@ -73,27 +81,39 @@ pub fn run(global: &Global, args: &Credential) -> Result<(), CredentialError> {
         .ok_or(CredentialError::NoGateway)?
         .parse()?;
     let dir = ConfigDir::find(global.config_dir.clone(), global.xdg_config_home.clone())?;
-    let tokens = Tokens::at(dir.tokens(&gateway));
-    let token = match tokens.kept(&api::audience(Some(&args.membership))) {
+    let workload = global
+        .credentials
+        .as_deref()
+        .map(Workload::read)
+        .transpose()?;
+    let tokens = dir.tokens(&gateway, workload.as_ref());
+    // Only what the kubeconfig or the environment says: settings that change later don't change who kubectl is.
+    let act_as = global.act_as()?.flatten();
+    let token = match tokens.kept(&api::audience(Some(&args.membership), act_as.as_ref())) {
         Some(token) => token,
-        None => renewed(&dir, gateway, tokens, args, global.verbose > 0)?,
+        None => {
+            let http = http(&dir, &gateway, workload.as_ref())?;
+            let api = api::Api::new(http, gateway, tokens, global.verbose > 0);
+            renewed(&api.acting_as(act_as), args)?
+        }
     };
     Ok(Output::new(None).text(&render(version, &token))?)
 }
 
-fn renewed(
+fn http(
     dir: &ConfigDir,
-    gateway: GatewayUrl,
-    tokens: Tokens,
-    args: &Credential,
-    verbose: bool,
-) -> Result<Token, CredentialError> {
+    gateway: &GatewayUrl,
+    workload: Option<&Workload>,
+) -> Result<reqwest::Client, CredentialError> {
     let settings = dir.gateway(&gateway.name())?;
+    let given = workload.and_then(|workload| workload.certificate_authority_data.as_deref());
     let authority = settings
         .as_ref()
         .and_then(|settings| settings.certificate_authority.as_deref());
-    let http = crate::http::client(authority)?;
-    let api = api::Api::new(http, gateway, tokens, verbose);
+    Ok(crate::http::client(given.or(authority))?)
+}
+
+fn renewed(api: &api::Api, args: &Credential) -> Result<Token, CredentialError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -1,6 +1,7 @@
-//! One HTTPS client for everything that goes to a gateway, and what to say when it can't be reached.
+//! One HTTPS client for everything that goes to a gateway or to an identity provider, and what to say when it can't
+//! be reached.
 
-use std::{error::Error, fmt, io, time::Duration};
+use std::{error::Error, fmt, fmt::Display, io, time::Duration};
 
 use reqwest::{Certificate, Client, Response, redirect};
 use rustls::CertificateError;
@@ -24,12 +25,35 @@ pub enum ClientError {
     Build(#[from] reqwest::Error),
 }
 
-/// The gateway was not reached, or what answered is no gateway.
+/// A gateway or an identity provider was not reached, or its answer can't be read.
 #[derive(Debug)]
 pub struct Unreachable {
-    gateway: String,
+    party: Party,
     why: Why,
     detail: String,
+}
+
+/// Who is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Party {
+    /// A gateway, by its address.
+    Gateway(String),
+    /// Whoever people or workloads sign in with, by its address.
+    Provider(String),
+}
+
+impl Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway(address) | Self::Provider(address) => f.write_str(address),
+        }
+    }
+}
+
+impl From<&GatewayUrl> for Party {
+    fn from(gateway: &GatewayUrl) -> Self {
+        Self::Gateway(gateway.to_string())
+    }
 }
 
 /// Why a gateway was not reached.
@@ -97,17 +121,18 @@ fn certificates(pem: &str) -> Result<Vec<Certificate>, ClientError> {
 ///
 /// # Errors
 /// As [`Unreachable`].
-pub async fn body(gateway: &GatewayUrl, mut response: Response) -> Result<Vec<u8>, Unreachable> {
+pub async fn body(party: impl Into<Party>, mut response: Response) -> Result<Vec<u8>, Unreachable> {
+    let party = party.into();
     let mut bytes = Vec::new();
     while let Some(chunk) = response
         .chunk()
         .await
-        .map_err(|e| Unreachable::new(gateway, &e))?
+        .map_err(|e| Unreachable::new(party.clone(), &e))?
     {
         bytes.extend_from_slice(&chunk);
         if bytes.len() > MAX_BODY {
             return Err(Unreachable {
-                gateway: gateway.to_string(),
+                party,
                 why: Why::Other,
                 detail: format!("its answer is longer than {MAX_BODY} bytes"),
             });
@@ -116,9 +141,29 @@ pub async fn body(gateway: &GatewayUrl, mut response: Response) -> Result<Vec<u8
     Ok(bytes)
 }
 
+/// Sends one of `oauth2`'s requests.
+///
+/// # Errors
+/// See [`Unreachable`].
+pub async fn call(
+    http: &Client,
+    party: Party,
+    request: oauth2::HttpRequest,
+) -> Result<oauth2::HttpResponse, Unreachable> {
+    let unreachable = |e: reqwest::Error| Unreachable::new(party.clone(), &e);
+    let mut request: reqwest::Request = request.try_into().map_err(unreachable)?;
+    *request.timeout_mut() = Some(ONE_TRY);
+    let response = http.execute(request).await.map_err(unreachable)?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    let mut answer = oauth2::HttpResponse::new(body(party, response).await?);
+    *answer.status_mut() = status;
+    *answer.headers_mut() = headers;
+    Ok(answer)
+}
+
 impl Unreachable {
     /// Sorts a failed request.
-    pub fn new(gateway: &GatewayUrl, error: &reqwest::Error) -> Self {
+    pub fn new(party: impl Into<Party>, error: &reqwest::Error) -> Self {
         let why = if error.is_timeout() {
             Why::Timeout
         } else {
@@ -138,13 +183,13 @@ impl Unreachable {
             next = error.source();
         }
         Self {
-            gateway: gateway.to_string(),
+            party: party.into(),
             why,
             detail,
         }
     }
 
-    /// Whether the gateway may have got the request, and only its answer was lost.
+    /// Whether it may have got the request, and only its answer was lost.
     pub const fn may_have_arrived(&self) -> bool {
         matches!(self.why, Why::Timeout | Why::Other)
     }
@@ -155,14 +200,27 @@ impl Unreachable {
     }
 }
 
-impl fmt::Display for Unreachable {
+impl Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            gateway,
+            party: gateway,
             why,
             detail,
         } = self;
         match why {
+            Why::Refused if matches!(gateway, Party::Provider(_)) => write!(
+                f,
+                "{gateway} refuses connections: the identity provider is away, try again later ({detail})"
+            ),
+            Why::UnknownAuthority if matches!(gateway, Party::Provider(_)) => write!(
+                f,
+                "the certificate of {gateway} is signed by an authority that is not known here: the gateway's \
+                 operator gives it as the issuer's certificateAuthority"
+            ),
+            Why::OtherName | Why::Expired if matches!(gateway, Party::Provider(_)) => write!(
+                f,
+                "the certificate of {gateway} is not accepted: tell whoever runs the identity provider ({detail})"
+            ),
             Why::Refused => write!(
                 f,
                 "{gateway} refuses connections: is the gateway running, and is this its public port? ({detail})"
@@ -261,6 +319,9 @@ fn sort_tls(error: &rustls::Error) -> Option<Why> {
 
 /// For a handshake across the world with a lost packet.
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// Two of them are shorter than the half minute for which the gateway takes a used refresh token again.
+const ONE_TRY: Duration = Duration::from_secs(12);
 
 /// For a whole call; the gateway's own answers are small.
 const TOTAL: Duration = Duration::from_secs(30);

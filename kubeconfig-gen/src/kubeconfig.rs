@@ -3,8 +3,12 @@
 //! [`Entry`] and [`Document`] are pure; [`sources`] finds the files as kubectl does, and [`files`] locks, reads
 //! and replaces them.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::{Map, Value, json};
 use towline_proto::names::Membership;
+
+use crate::service_account::ActAs;
 
 pub mod document;
 pub mod files;
@@ -22,8 +26,17 @@ pub struct Entry {
     pub server: String,
     /// What the server's certificate is checked against, in PEM; the system's own when absent.
     pub certificate_authority: Option<String>,
-    /// Arguments of the exec plugin.
-    pub exec_args: Vec<String>,
+    /// Who the user is.
+    pub credential: Credential,
+}
+
+/// Where kubectl has a token from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// The exec plugin, with these arguments.
+    Exec(Vec<String>),
+    /// A file that somebody else keeps up to date: for programs on machines without `towline`.
+    TokenFile(PathBuf),
 }
 
 /// The program that kubectl asks for credentials.
@@ -37,7 +50,9 @@ Put it on your PATH (ask whoever runs the gateway where to get it), then try aga
 pub fn exec_args(
     gateway: &str,
     membership: &Membership,
-    config_dir: Option<&std::path::Path>,
+    config_dir: Option<&Path>,
+    act_as: Option<&ActAs>,
+    credentials: Option<&Path>,
 ) -> Vec<String> {
     let mut args = vec![
         "credential".to_owned(),
@@ -48,6 +63,15 @@ pub fn exec_args(
     ];
     if let Some(dir) = config_dir {
         args.extend(["--config-dir".to_owned(), dir.display().to_string()]);
+    }
+    if let Some(act_as) = act_as {
+        args.extend([
+            "--impersonate-service-account".to_owned(),
+            act_as.to_string(),
+        ]);
+    }
+    if let Some(file) = credentials {
+        args.extend(["--credentials".to_owned(), file.display().to_string()]);
     }
     args
 }
@@ -67,9 +91,15 @@ impl Entry {
 
     /// The user's fields that are ours to set.
     fn user(&self) -> Map<String, Value> {
+        let args = match &self.credential {
+            Credential::Exec(args) => args,
+            Credential::TokenFile(path) => {
+                return Map::from_iter([("tokenFile".to_owned(), json!(path))]);
+            }
+        };
         let exec = json!({
             "apiVersion": "client.authentication.k8s.io/v1",
-            "args": self.exec_args,
+            "args": args,
             "command": EXEC_COMMAND,
             "env": null,
             "installHint": INSTALL_HINT,

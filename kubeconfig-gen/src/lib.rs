@@ -1,9 +1,12 @@
 //! Towline's command line: sign in, register clusters, write kubeconfigs, and hand kubectl its tokens.
 //!
 //! ```text
-//! main → commands → api ─┬→ tokens    one file per gateway, one refresh at a time
-//!                        └→ oauth     authorization code with PKCE, refresh, revocation
-//!        credential ─────┘            the exec plugin, on the same tokens
+//! main → commands → api ─┬→ tokens    one file per gateway, one renewal at a time
+//!        credential ─────┘  │         the exec plugin, on the same tokens
+//!                           ▼
+//!                        sign_in ─┬→ oauth     the gateway's own sign-in, and exchanging other issuers' tokens
+//!                                 ├→ provider  an identity provider's: code with PKCE, device flow, renewal
+//!                                 └→ workload  where a pipeline's own token is
 //!        commands → kubeconfig        entries, and merging them into the user's files
 //! ```
 //!
@@ -25,7 +28,11 @@ pub mod nearest;
 pub mod oauth;
 pub mod output;
 pub mod progress;
+pub mod provider;
+pub mod service_account;
 pub mod settings;
+pub mod sign_in;
 pub mod table;
 pub mod tokens;
 pub mod trust;
+pub mod workload;

@@ -6,8 +6,8 @@
 //! one cluster opens no other.
 
 use oauth2::{
-    AuthUrl, AuthorizationCode, ClientId, CsrfToken, EndpointNotSet, EndpointSet, HttpRequest,
-    HttpResponse, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RefreshToken,
+    AccessToken, AuthUrl, AuthorizationCode, ClientId, CsrfToken, EndpointNotSet, EndpointSet,
+    HttpRequest, HttpResponse, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RefreshToken,
     RequestTokenError, RevocationErrorResponseType, RevocationUrl, StandardErrorResponse,
     StandardRevocableToken, TokenResponse as _, TokenUrl,
     basic::{BasicClient, BasicErrorResponse, BasicErrorResponseType, BasicTokenResponse},
@@ -20,7 +20,8 @@ use url::Url;
 use crate::{
     gateway_url::GatewayUrl,
     http::{self, Unreachable},
-    tokens::{Issued, Refreshed},
+    provider::Issuer,
+    tokens::Issued,
 };
 
 /// A gateway's sign-in.
@@ -115,9 +116,69 @@ pub enum RefreshError {
     },
 }
 
+/// What an access token is to be good for, and as whom.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted<'a> {
+    /// A membership's URL; the gateway itself when absent.
+    pub resource: Option<&'a str>,
+    /// The service account to act as; with a comma, through which others.
+    pub service_account: Option<&'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    fn parameters(self) -> impl Iterator<Item = (&'static str, &'a str)> {
+        let resource = self.resource.map(|resource| ("resource", resource));
+        let account = self.service_account;
+        resource
+            .into_iter()
+            .chain(account.map(|account| ("impersonate_service_account", account)))
+    }
+}
+
+/// A token of another issuer.
+#[derive(Debug, Clone, Copy)]
+pub enum Subject<'a> {
+    /// A person's ID token.
+    IdToken(&'a SecretString),
+    /// A workload's own token.
+    Workload {
+        /// The token.
+        token: &'a SecretString,
+        /// The provider in whose name it comes, `//HOST/projects/…/providers/NAME`.
+        audience: &'a str,
+    },
+}
+
+/// A refresh that did not come about.
+#[derive(Debug)]
+pub enum NotRefreshed {
+    /// The gateway takes the refresh token no longer.
+    Ended,
+    /// It may work later.
+    Failed(RefreshError),
+}
+
+/// What is to end.
+#[derive(Debug, Clone, Copy)]
+pub enum Revoked<'a> {
+    /// A sign-in.
+    RefreshToken(&'a SecretString),
+    /// One token only.
+    AccessToken(&'a SecretString),
+}
+
+#[derive(Deserialize)]
+struct Exchanged {
+    access_token: SecretString,
+    expires_in: Option<u64>,
+}
+
 #[derive(Deserialize)]
 struct Discovery {
     issuer: String,
+    /// Whom people sign in with; the gateway itself when there is none.
+    #[serde(default)]
+    towline_issuers: Vec<Issuer>,
 }
 
 #[derive(Deserialize)]
@@ -127,6 +188,15 @@ struct Denied {
 }
 
 type Client = BasicClient<EndpointSet, EndpointNotSet, EndpointNotSet, EndpointSet, EndpointSet>;
+
+impl Attempt {
+    /// Whether a redirect is the answer to this attempt, be it good or bad. Any page can send a browser here.
+    pub fn is_answered_by(&self, callback: &Url) -> bool {
+        callback
+            .query_pairs()
+            .any(|(key, value)| key == "state" && value == self.state.secret().as_str())
+    }
+}
 
 impl OAuth {
     /// The sign-in of `gateway`, reached with `http`.
@@ -143,11 +213,12 @@ impl OAuth {
         }
     }
 
-    /// Looks whether a gateway answers there, and whether it goes by this address.
+    /// Looks whether a gateway answers there, and whether it goes by this address; says whom people sign in with,
+    /// which is the gateway itself when nobody is named.
     ///
     /// # Errors
     /// See [`SignInError`].
-    pub async fn discover(&self) -> Result<(), SignInError> {
+    pub async fn discover(&self) -> Result<Vec<Issuer>, SignInError> {
         let url = self.gateway.at("/oauth2/.well-known/openid-configuration");
         let response = self
             .http
@@ -171,7 +242,7 @@ impl OAuth {
             .strip_suffix("/oauth2")
             .and_then(|own| own.parse().ok());
         match own {
-            Some(own) if own == self.gateway => Ok(()),
+            Some(own) if own == self.gateway => Ok(discovery.towline_issuers),
             Some(own) => Err(SignInError::OtherAddress {
                 gateway: self.gateway.to_string(),
                 own: own.to_string(),
@@ -201,7 +272,11 @@ impl OAuth {
     ///
     /// # Errors
     /// See [`SignInError`].
-    pub async fn sign_in(&self, username: &str, proof: &Proof) -> Result<Issued, SignInError> {
+    pub async fn sign_in(
+        &self,
+        username: &str,
+        proof: &Proof,
+    ) -> Result<(Issued, Option<SecretString>), SignInError> {
         // Nobody listens there: the answer is taken from the redirect itself.
         let redirect = RedirectUrl::from_url(loopback(TERMINAL_PORT));
         let mut attempt = self.begin(redirect);
@@ -258,7 +333,11 @@ impl OAuth {
     ///
     /// # Errors
     /// See [`SignInError`].
-    pub async fn finish(&self, attempt: Attempt, callback: &Url) -> Result<Issued, SignInError> {
+    pub async fn finish(
+        &self,
+        attempt: Attempt,
+        callback: &Url,
+    ) -> Result<(Issued, Option<SecretString>), SignInError> {
         let parameter = |name: &str| {
             callback
                 .query_pairs()
@@ -303,45 +382,108 @@ impl OAuth {
     /// only: so it is asked again at once.
     pub async fn refresh(
         &self,
-        refresh_token: SecretString,
-        resource: Option<&str>,
-    ) -> Refreshed<RefreshError> {
+        refresh_token: &SecretString,
+        wanted: Wanted<'_>,
+    ) -> Result<(Issued, Option<SecretString>), NotRefreshed> {
         let client = self.client();
         let token = RefreshToken::new(refresh_token.expose_secret().to_owned());
         let mut lost = false;
         loop {
             let mut request = client.exchange_refresh_token(&token);
-            if let Some(resource) = resource {
-                request = request.add_extra_param("resource", resource);
+            for (name, value) in wanted.parameters() {
+                request = request.add_extra_param(name, value);
             }
             match request.request_async(&|request| self.call(request)).await {
-                Ok(answer) => return Refreshed::Issued(issued(&answer)),
+                Ok(answer) => return Ok(issued(&answer)),
                 Err(error) => match self.sort(error) {
-                    (true, _) => return Refreshed::Ended,
+                    (true, _) => return Err(NotRefreshed::Ended),
                     (false, RefreshError::Unreachable(error))
                         if error.may_have_arrived() && !lost =>
                     {
                         lost = true;
                     }
-                    (false, error) => return Refreshed::Failed(error),
+                    (false, error) => return Err(NotRefreshed::Failed(error)),
                 },
             }
         }
     }
 
-    /// Ends a refresh token, and all that came from it (RFC 7009).
+    /// Exchanges a token of another issuer for one of the gateway's (RFC 8693).
     ///
     /// # Errors
     /// See [`RefreshError`].
-    pub async fn revoke(&self, refresh_token: SecretString) -> Result<(), RefreshError> {
-        let token = RefreshToken::new(refresh_token.expose_secret().to_owned());
+    pub async fn exchange(
+        &self,
+        subject: Subject<'_>,
+        wanted: Wanted<'_>,
+    ) -> Result<Issued, RefreshError> {
+        let (token, kind) = match subject {
+            Subject::IdToken(token) => (token, "urn:ietf:params:oauth:token-type:id_token"),
+            Subject::Workload { token, .. } => (token, "urn:ietf:params:oauth:token-type:jwt"),
+        };
+        let mut form = vec![
+            (
+                "grant_type",
+                "urn:ietf:params:oauth:grant-type:token-exchange",
+            ),
+            ("client_id", CLIENT_ID),
+            ("subject_token", token.expose_secret()),
+            ("subject_token_type", kind),
+        ];
+        if let Subject::Workload { audience, .. } = subject {
+            form.push(("audience", audience));
+        }
+        form.extend(wanted.parameters());
+        let response = self
+            .http
+            .post(self.endpoints.token.url().clone())
+            .header(reqwest::header::ACCEPT, "application/json")
+            .form(&form)
+            .send()
+            .await
+            .map_err(|e| Unreachable::new(&self.gateway, &e))?;
+        let status = response.status();
+        let body = http::body(&self.gateway, response).await?;
+        let refused = |description| RefreshError::Refused {
+            gateway: self.gateway.to_string(),
+            description,
+        };
+        if let Ok(answer) = serde_json::from_slice::<Exchanged>(&body)
+            && status.is_success()
+        {
+            return Ok(Issued {
+                access_token: answer.access_token,
+                lifetime: answer
+                    .expires_in
+                    .map_or(UNSAID_LIFETIME, Duration::from_secs),
+            });
+        }
+        Err(match serde_json::from_slice::<Denied>(&body) {
+            Ok(denied) => refused(denied.error_description.unwrap_or(denied.error)),
+            Err(_) => refused(format!("its answer was not understood (status {status})")),
+        })
+    }
+
+    /// Ends a refresh token and all that came from it, or an access token (RFC 7009).
+    ///
+    /// # Errors
+    /// See [`RefreshError`].
+    pub async fn revoke(&self, token: Revoked<'_>) -> Result<(), RefreshError> {
+        let token = match token {
+            Revoked::RefreshToken(token) => StandardRevocableToken::RefreshToken(
+                RefreshToken::new(token.expose_secret().to_owned()),
+            ),
+            Revoked::AccessToken(token) => StandardRevocableToken::AccessToken(AccessToken::new(
+                token.expose_secret().to_owned(),
+            )),
+        };
         let client = self.client();
         let refused = |description| RefreshError::Refused {
             gateway: self.gateway.to_string(),
             description,
         };
         client
-            .revoke_token(StandardRevocableToken::RefreshToken(token))
+            .revoke_token(token)
             .map_err(|e| refused(e.to_string()))?
             .request_async(&|request| self.call(request))
             .await
@@ -368,15 +510,7 @@ impl OAuth {
     }
 
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, Unreachable> {
-        let unreachable = |e: reqwest::Error| Unreachable::new(&self.gateway, &e);
-        let mut request: reqwest::Request = request.try_into().map_err(unreachable)?;
-        *request.timeout_mut() = Some(ONE_TRY);
-        let response = self.http.execute(request).await.map_err(unreachable)?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        let mut answer = HttpResponse::new(http::body(&self.gateway, response).await?);
-        *answer.status_mut() = status;
-        *answer.headers_mut() = headers;
-        Ok(answer)
+        http::call(&self.http, (&self.gateway).into(), request).await
     }
 
     /// What went wrong at the token endpoint, and whether the grant itself is over.
@@ -418,18 +552,17 @@ pub fn loopback(port: u16) -> Url {
     Url::parse(&format!("http://127.0.0.1:{port}/callback")).expect("is a URL")
 }
 
-fn issued(answer: &BasicTokenResponse) -> Issued {
-    Issued {
+fn issued(answer: &BasicTokenResponse) -> (Issued, Option<SecretString>) {
+    let refresh_token = answer.refresh_token();
+    let issued = Issued {
         access_token: answer.access_token().secret().as_str().into(),
-        refresh_token: answer
-            .refresh_token()
-            .map(|token| token.secret().as_str().into()),
         lifetime: answer.expires_in().unwrap_or(UNSAID_LIFETIME),
-    }
+    };
+    (
+        issued,
+        refresh_token.map(|token| token.secret().as_str().into()),
+    )
 }
-
-/// Two of them are shorter than the half minute for which a used refresh token is taken again.
-const ONE_TRY: Duration = Duration::from_secs(12);
 
 /// What the gateway knows this program as.
 const CLIENT_ID: &str = "towline";

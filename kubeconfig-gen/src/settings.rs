@@ -18,6 +18,9 @@ use crate::{
     atomic::{self, WriteError},
     bounded,
     gateway_url::GatewayUrl,
+    sign_in::SignIn,
+    tokens::Tokens,
+    workload::Workload,
 };
 
 /// The directory with the command line's own files.
@@ -43,6 +46,12 @@ pub struct Gateway {
     /// The project that is meant when none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<Project>,
+    /// The service account to act as when none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub impersonate_service_account: Option<String>,
+    /// The issuer that was signed in with last, of several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -72,6 +81,20 @@ pub enum SettingsError {
     /// Can't be said in YAML.
     #[error("cannot write {path} as YAML: {1}", path = .0.display())]
     Render(PathBuf, String),
+}
+
+impl Gateway {
+    /// One that nothing is known of but its address.
+    pub fn new(url: &GatewayUrl) -> Self {
+        Self {
+            gateway: url.to_string(),
+            certificate_authority: None,
+            username: None,
+            project: None,
+            impersonate_service_account: None,
+            issuer: None,
+        }
+    }
 }
 
 impl ConfigDir {
@@ -108,11 +131,18 @@ impl ConfigDir {
         self.given.then_some(self.root.as_path())
     }
 
-    /// Where the tokens of a gateway are.
-    pub fn tokens(&self, gateway: &GatewayUrl) -> PathBuf {
-        self.root
-            .join("tokens")
-            .join(format!("{}.json", gateway.name()))
+    /// The tokens of a gateway: of the sign-in that is kept, or of a workload that was given with the command, if
+    /// that is for this gateway.
+    pub fn tokens(&self, gateway: &GatewayUrl, given: Option<&Workload>) -> Tokens {
+        let own = given.filter(|workload| workload.gateway.parse().ok().as_ref() == Some(gateway));
+        let (name, tokens) = (gateway.name(), self.root.join("tokens"));
+        match own {
+            None => Tokens::at(tokens.join(format!("{name}.json"))),
+            Some(workload) => {
+                let path = tokens.join(format!("{name}.{}.json", workload.digest()));
+                Tokens::of(SignIn::Workload(Box::new(workload.clone())), path)
+            }
+        }
     }
 
     /// The name of the current gateway.
@@ -220,6 +250,8 @@ mod tests {
             ),
             username: Some("alice".into()),
             project: Some("p".parse().unwrap()),
+            impersonate_service_account: Some("deployer@p".into()),
+            issuer: None,
         };
         dir.set_gateway("gw", &gateway).unwrap();
         dir.set_current(Some("gw".into())).unwrap();

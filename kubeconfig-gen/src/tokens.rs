@@ -1,9 +1,9 @@
-//! A gateway's tokens on disk.
+//! A gateway's tokens on disk, and the sign-in that they come of.
 //!
-//! Threat: kubectl is run many times at once, and each run asks for a token. A refresh token rotates: whoever
-//! presents one that was used before looks like a thief, and everybody is signed out.
-//! Decision: one file per gateway, replaced whole; a refresh happens under a lock that the operating system
-//! lets go of when its holder dies, and whoever got the lock reads again before it asks the gateway.
+//! Threat: kubectl is run many times at once, and each run asks for a token. A refresh token rotates, a provider's as
+//! well as the gateway's: whoever presents one that was used before looks like a thief, and everybody is signed out.
+//! Decision: one file per gateway, replaced whole; a renewal happens under a lock that the operating system
+//! lets go of when its holder dies, and whoever got the lock reads again before it asks anybody.
 //! Consequence: of any number of processes one asks, the others find what it got.
 
 use std::{
@@ -13,18 +13,21 @@ use std::{
     time::Duration,
 };
 
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize, Serializer};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     atomic::{self, WriteError},
     clock,
+    sign_in::{SignIn, exposed},
 };
 
 /// The tokens of one gateway.
 #[derive(Debug, Clone)]
 pub struct Tokens {
     path: PathBuf,
+    /// A sign-in that was given with the command, and is never forgotten.
+    given: Option<SignIn>,
 }
 
 /// An access token.
@@ -45,8 +48,6 @@ pub struct Token {
 pub struct Issued {
     /// The access token.
     pub access_token: SecretString,
-    /// The next refresh token; the old one goes on when there is none.
-    pub refresh_token: Option<SecretString>,
     /// For how long the access token is good.
     pub lifetime: Duration,
 }
@@ -76,17 +77,36 @@ pub enum TokensError<E: std::error::Error + 'static> {
     Refresh(E),
 }
 
+/// What has to be kept before going on can't be.
+#[derive(Debug, thiserror::Error)]
+#[error("the sign-in that was just renewed can't be kept")]
+pub struct KeepError(#[source] WriteError);
+
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Cache {
-    #[serde(
-        default,
-        serialize_with = "exposed_option",
-        skip_serializing_if = "Option::is_none"
-    )]
-    refresh_token: Option<SecretString>,
-    /// By audience: the gateway itself, or a membership's resource name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sign_in: Option<SignIn>,
+    /// By audience: the gateway itself, or a membership's resource name; and as whom.
     #[serde(default)]
     access_tokens: BTreeMap<String, Token>,
+}
+
+/// What was kept, and is no more.
+#[derive(Debug)]
+pub struct Forgotten {
+    /// The sign-in.
+    pub sign_in: SignIn,
+    /// Access tokens that have not ended by themselves.
+    pub access_tokens: Vec<SecretString>,
+}
+
+/// A sign-in that only this process renews at the moment.
+#[derive(Debug)]
+pub struct Renewal<'a> {
+    tokens: &'a Tokens,
+    cache: &'a mut Cache,
+    sign_in: SignIn,
 }
 
 /// What a refresh came to.
@@ -94,16 +114,48 @@ struct Cache {
 pub enum Refreshed<E> {
     /// The gateway gave a new one.
     Issued(Issued),
-    /// The gateway takes the refresh token no longer.
+    /// The sign-in is over.
     Ended,
     /// Neither; an old token may still serve.
     Failed(E),
 }
 
+impl Renewal<'_> {
+    /// The sign-in as it is.
+    pub const fn sign_in(&self) -> &SignIn {
+        &self.sign_in
+    }
+
+    /// Replaces it; kept together with the access token that comes of it.
+    pub fn replace(&mut self, sign_in: SignIn) {
+        if self.tokens.given.is_none() {
+            self.cache.sign_in = Some(sign_in.clone());
+        }
+        self.sign_in = sign_in;
+    }
+
+    /// Replaces it, and keeps it at once.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn keep(&mut self, sign_in: SignIn) -> Result<(), KeepError> {
+        self.replace(sign_in);
+        self.tokens.write(self.cache).map_err(KeepError)
+    }
+}
+
 impl Tokens {
     /// Those kept at `path`.
     pub const fn at(path: PathBuf) -> Self {
-        Self { path }
+        Self { path, given: None }
+    }
+
+    /// Those of a sign-in that is given with every command; access tokens are kept at `path` where that can be.
+    pub const fn of(sign_in: SignIn, path: PathBuf) -> Self {
+        Self {
+            path,
+            given: Some(sign_in),
+        }
     }
 
     /// A kept token that is good for a while, without asking anybody.
@@ -117,27 +169,31 @@ impl Tokens {
         (token.renew_at > clock::unix_now()).then_some(token)
     }
 
-    /// A token that is good for a while; `refresh` asks for a new one with the refresh token it is given.
+    /// A token that is good for a while; `renew` asks for a new one.
     ///
     /// # Errors
     /// See [`TokensError`].
-    pub async fn token<E, F>(
+    pub async fn token<E>(
         &self,
         audience: &str,
-        refresh: impl FnOnce(SecretString) -> F,
+        renew: impl AsyncFnOnce(&mut Renewal<'_>) -> Refreshed<E>,
     ) -> Result<Token, TokensError<E>>
     where
         E: std::error::Error + 'static,
-        F: Future<Output = Refreshed<E>>,
     {
         if let Some(token) = self.kept(audience) {
             return Ok(token);
         }
         // Without this, a lock file would be made where nobody ever signed in.
-        if self.read()?.refresh_token.is_none() {
+        if self.given.is_none() && self.read()?.sign_in.is_none() {
             return Err(TokensError::SignedOut);
         }
-        let _lock = self.lock().await?;
+        let _lock = match self.lock().await {
+            Ok(lock) => Some(lock),
+            // A workload's files may be read-only, and asking twice costs it nothing.
+            Err(TokensError::Lock(..)) if self.given.is_some() => None,
+            Err(error) => return Err(error),
+        };
         let mut cache = self.read()?;
         let now = clock::unix_now();
         let kept = cache
@@ -148,54 +204,76 @@ impl Tokens {
         if let Some(token) = kept.as_ref().filter(|token| token.renew_at > now) {
             return Ok(token.clone());
         }
-        let Some(refresh_token) = cache.refresh_token.clone() else {
+        let Some(sign_in) = self.given.clone().or_else(|| cache.sign_in.clone()) else {
             return Err(TokensError::SignedOut);
         };
-        match refresh(refresh_token).await {
+        let mut renewal = Renewal {
+            tokens: self,
+            cache: &mut cache,
+            sign_in,
+        };
+        match renew(&mut renewal).await {
             Refreshed::Issued(issued) => {
+                let nothing_is_lost = matches!(renewal.sign_in, SignIn::Workload(_));
                 let token = cache.take(audience, issued, now);
-                self.write(&cache)?;
-                Ok(token)
+                match self.write(&cache) {
+                    Err(error) if !nothing_is_lost => Err(error.into()),
+                    _ => Ok(token),
+                }
             }
             Refreshed::Ended => {
                 self.write(&Cache::default())?;
                 Err(TokensError::SignedOut)
             }
-            // A gateway that is away for a minute need not be noticed.
+            // Whoever is away for a minute need not be noticed.
             Refreshed::Failed(error) => kept.ok_or(TokensError::Refresh(error)),
         }
     }
 
-    /// Replaces everything with what a sign-in gave.
+    /// Replaces everything with a new sign-in, and an access token that may have come with it.
     ///
     /// # Errors
     /// See [`TokensError`].
     pub async fn signed_in<E: std::error::Error + 'static>(
         &self,
-        audience: &str,
-        issued: Issued,
+        sign_in: SignIn,
+        access: Option<(&str, Issued)>,
     ) -> Result<(), TokensError<E>> {
         let _lock = self.lock().await?;
-        let mut cache = Cache::default();
-        cache.take(audience, issued, clock::unix_now());
+        let mut cache = Cache {
+            sign_in: Some(sign_in),
+            ..Cache::default()
+        };
+        if let Some((audience, issued)) = access {
+            cache.take(audience, issued, clock::unix_now());
+        }
         Ok(self.write(&cache)?)
     }
 
-    /// Forgets everything; the refresh token that was there is to be revoked.
+    /// Forgets everything; what there was is to be revoked.
     ///
     /// # Errors
     /// See [`TokensError`].
     pub async fn forget<E: std::error::Error + 'static>(
         &self,
-    ) -> Result<Option<SecretString>, TokensError<E>> {
+    ) -> Result<Option<Forgotten>, TokensError<E>> {
         if !self.path.exists() {
             return Ok(None);
         }
         let _lock = self.lock().await?;
         // A file that can't be read has nothing that could be revoked, and is to go all the same.
-        let refresh_token = self.read::<E>().unwrap_or_default().refresh_token;
+        let cache = self.read::<E>().unwrap_or_default();
         fs::remove_file(&self.path).map_err(|e| TokensError::Read(self.path.clone(), e))?;
-        Ok(refresh_token)
+        let now = clock::unix_now();
+        Ok(cache.sign_in.map(|sign_in| Forgotten {
+            sign_in,
+            access_tokens: cache
+                .access_tokens
+                .into_values()
+                .filter(|token| token.expires > now)
+                .map(|token| token.token)
+                .collect(),
+        }))
     }
 
     fn read<E: std::error::Error + 'static>(&self) -> Result<Cache, TokensError<E>> {
@@ -244,9 +322,6 @@ impl Tokens {
 
 impl Cache {
     fn take(&mut self, audience: &str, issued: Issued, now: u64) -> Token {
-        if issued.refresh_token.is_some() {
-            self.refresh_token = issued.refresh_token;
-        }
         let lifetime = issued.lifetime.as_secs();
         let expires = now.saturating_add(lifetime);
         let token = Token {
@@ -263,25 +338,11 @@ impl Cache {
     }
 }
 
-fn exposed<S: Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(secret.expose_secret())
-}
-
-fn exposed_option<S: Serializer>(
-    secret: &Option<SecretString>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    secret
-        .as_ref()
-        .map(ExposeSecret::expose_secret)
-        .serialize(serializer)
-}
-
 /// How long before its end a token is renewed, so that a request on its way is not caught by the end.
 const EARLY: u64 = 60;
 
-/// Longer than a refresh may take (see `http`).
-const LOCK_WAIT: Duration = Duration::from_secs(45);
+/// Longer than a renewal may take (see `http`): two requests to a provider, and an exchange.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
 
 /// Short enough not to be felt.
 const LOCK_POLL: Duration = Duration::from_millis(20);

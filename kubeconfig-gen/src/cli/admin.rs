@@ -183,7 +183,8 @@ pub enum ConfigCommand {
     /// Set a default
     #[command(after_help = "Examples:
   towline config set project team-a
-  towline config set gateway gw.example.com")]
+  towline config set gateway gw.example.com
+  towline config set auth/impersonate_service_account deployer@team-a")]
     Set {
         /// Which one.
         key: ConfigKey,
@@ -206,7 +207,8 @@ pub enum ConfigCommand {
     List,
     /// Remove a default
     #[command(after_help = "Examples:
-  towline config unset project")]
+  towline config unset project
+  towline config unset auth/impersonate_service_account")]
     Unset {
         /// Which one.
         key: ConfigKey,
@@ -220,6 +222,9 @@ pub enum ConfigKey {
     Gateway,
     /// The project that is meant when none is named, for the current gateway.
     Project,
+    /// The service account to act as when none is named, for the current gateway.
+    #[value(name = "auth/impersonate_service_account")]
+    ImpersonateServiceAccount,
 }
 
 pub(super) fn principal(text: &str) -> Result<String, String> {

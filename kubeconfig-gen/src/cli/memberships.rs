@@ -13,6 +13,8 @@ pub(super) const GET_CREDENTIALS_EXAMPLES: &str = "Examples:
   towline get-credentials prod staging --no-set-current
   towline get-credentials --all --context-name '{project}-{membership}'
   towline get-credentials projects/p/locations/global/memberships/prod --kubeconfig prod.yaml
+  towline get-credentials prod --impersonate-service-account deployer@team-a
+  towline get-credentials prod --token-file /var/run/secrets/towline/token
 
 kubectl needs `towline` on its PATH. Entries of other clusters are left as they are.";
 
@@ -157,6 +159,10 @@ pub struct GetCredentials {
     /// What to call contexts; {host}, {project}, {location} and {membership} are filled in
     #[arg(long, value_name = "TEMPLATE", value_parser = template)]
     pub context_name: Option<Template>,
+    /// Have kubectl read its token from this file, which somebody keeps up to date, instead of running `towline`: for
+    /// programs such as Argo CD, with a workload identity provider that takes its tokens directly
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// Write the gateway's bare address as the server: for programs that drop a server's path. The exec
     /// plugin's token leads to the one membership
     #[arg(long)]

@@ -10,6 +10,7 @@ use crate::{
     cli::{ConfigCommand, ConfigKey},
     gateway_url::GatewayUrl,
     output::remark,
+    service_account::ActAs,
     table::Table,
 };
 
@@ -56,30 +57,53 @@ pub(super) async fn run(context: &Context, command: ConfigCommand) -> Result<(),
                 known.url.authority()
             ));
         }
+        ConfigCommand::Set {
+            key: ConfigKey::ImpersonateServiceAccount,
+            value,
+        } => {
+            let act_as: ActAs = value.parse()?;
+            let mut known = context.known()?;
+            known.settings.impersonate_service_account = Some(act_as.to_string());
+            context
+                .dir
+                .set_gateway(&known.url.name(), &known.settings)?;
+            remark(&format!(
+                "Commands at {} act as {act_as}, and so will kubectl with kubeconfigs written from now on: \
+                 towline get-credentials NAME",
+                known.url.authority()
+            ));
+        }
         ConfigCommand::Get { key } => {
             let known = context.known()?;
             let value = match key {
                 ConfigKey::Gateway => Some(known.url.to_string()),
                 ConfigKey::Project => known.settings.project.map(|project| project.to_string()),
+                ConfigKey::ImpersonateServiceAccount => known.settings.impersonate_service_account,
             };
-            match value {
-                Some(value) => context.output.text(&format!("{value}\n"))?,
-                None => {
-                    return Err(refused(
-                        "no project is set; run: towline config set project NAME",
-                    ));
-                }
-            }
+            let Some(value) = value else {
+                return Err(refused(match key {
+                    ConfigKey::ImpersonateServiceAccount => {
+                        "no service account is set; run: \
+                         towline config set auth/impersonate_service_account NAME@PROJECT"
+                    }
+                    _ => "no project is set; run: towline config set project NAME",
+                }));
+            };
+            context.output.text(&format!("{value}\n"))?;
         }
         ConfigCommand::List => return list(context),
         ConfigCommand::Unset {
             key: ConfigKey::Gateway,
         } => context.dir.set_current(None)?,
         ConfigCommand::Unset {
-            key: ConfigKey::Project,
+            key: key @ (ConfigKey::Project | ConfigKey::ImpersonateServiceAccount),
         } => {
             let mut known = context.known()?;
-            known.settings.project = None;
+            if key == ConfigKey::Project {
+                known.settings.project = None;
+            } else {
+                known.settings.impersonate_service_account = None;
+            }
             context
                 .dir
                 .set_gateway(&known.url.name(), &known.settings)?;
@@ -107,6 +131,7 @@ fn list(context: &Context) -> Result<(), Error> {
             "gateway": settings.gateway,
             "username": settings.username,
             "project": settings.project,
+            "impersonateServiceAccount": settings.impersonate_service_account,
             "current": is_current,
         }));
         table.row([

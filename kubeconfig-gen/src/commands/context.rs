@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufRead, IsTerminal, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use secrecy::SecretString;
@@ -22,8 +22,10 @@ use crate::{
     http,
     output::{Output, remark},
     progress,
+    service_account::ActAs,
     settings::{ConfigDir, Gateway, SettingsError},
     tokens::Tokens,
+    workload::Workload,
 };
 
 /// The flags and files that a command runs with.
@@ -31,6 +33,8 @@ use crate::{
 pub(super) struct Context {
     pub(super) dir: ConfigDir,
     pub(super) output: Output,
+    /// A workload's sign-in that was given with the command.
+    pub(super) workload: Option<Workload>,
     global: Global,
 }
 
@@ -44,9 +48,15 @@ pub(super) struct Known {
 impl Context {
     pub(super) fn new(global: Global) -> Result<Self, Error> {
         let dir = ConfigDir::find(global.config_dir.clone(), global.xdg_config_home.clone())?;
+        let workload = global
+            .credentials
+            .as_deref()
+            .map(Workload::read)
+            .transpose()?;
         Ok(Self {
             dir,
             output: Output::new(global.output),
+            workload,
             global,
         })
     }
@@ -65,6 +75,7 @@ impl Context {
                     .unwrap_or_else(|| Gateway::new(&url));
                 return Ok(Known { url, settings });
             }
+            None if self.workload.is_some() => return self.known_by_workload(),
             None => match self.dir.current()? {
                 Some(name) => name,
                 None => match self.dir.gateways()?.as_slice() {
@@ -91,6 +102,21 @@ impl Context {
         }
     }
 
+    fn known_by_workload(&self) -> Result<Known, Error> {
+        let Some(workload) = &self.workload else {
+            return Err(refused("no credential configuration was given"));
+        };
+        let url: GatewayUrl = workload.gateway.parse()?;
+        let kept = self.dir.gateway(&url.name())?;
+        let mut settings = kept.unwrap_or_else(|| Gateway::new(&url));
+        if workload.certificate_authority_data.is_some() {
+            settings
+                .certificate_authority
+                .clone_from(&workload.certificate_authority_data);
+        }
+        Ok(Known { url, settings })
+    }
+
     fn by_name(&self, name: &str) -> Result<Option<Gateway>, SettingsError> {
         // Only what can be a name may become part of a path.
         let is_name = !name.is_empty()
@@ -114,7 +140,22 @@ impl Context {
 
     /// The tokens of a gateway.
     pub(super) fn tokens(&self, gateway: &GatewayUrl) -> Tokens {
-        Tokens::at(self.dir.tokens(gateway))
+        self.dir.tokens(gateway, self.workload.as_ref())
+    }
+
+    /// The credential configuration that was given with the command.
+    pub(super) fn credentials(&self) -> Option<PathBuf> {
+        let file = self.global.credentials.as_deref()?;
+        Some(std::path::absolute(file).unwrap_or_else(|_| file.to_owned()))
+    }
+
+    /// The service account to act as: named on the command line or in the environment, or set.
+    pub(super) fn act_as(&self, known: &Known) -> Result<Option<ActAs>, Error> {
+        if let Some(named) = self.global.act_as()? {
+            return Ok(named);
+        }
+        let set = known.settings.impersonate_service_account.as_deref();
+        Ok(set.map(str::parse).transpose()?)
     }
 
     /// The API of the gateway that is meant.
@@ -124,6 +165,11 @@ impl Context {
 
     /// The API of a gateway.
     pub(super) fn api_of(&self, known: &Known) -> Result<Api, Error> {
+        Ok(self.own_api_of(known)?.acting_as(self.act_as(known)?))
+    }
+
+    /// The API of a gateway as the caller, whoever there is to act as.
+    pub(super) fn own_api_of(&self, known: &Known) -> Result<Api, Error> {
         let http = http::client(known.settings.certificate_authority.as_deref())?;
         Ok(Api::new(
             http,
@@ -205,17 +251,6 @@ impl Context {
             Ok(())
         } else {
             Err(refused("nothing was changed"))
-        }
-    }
-}
-
-impl Gateway {
-    fn new(url: &GatewayUrl) -> Self {
-        Self {
-            gateway: url.to_string(),
-            certificate_authority: None,
-            username: None,
-            project: None,
         }
     }
 }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     api::CallError,
     cli::GetCredentials,
-    kubeconfig::{EXEC_COMMAND, Entry, exec_args, files, sources::Sources},
+    kubeconfig::{Credential, EXEC_COMMAND, Entry, exec_args, files, sources::Sources},
     output::remark,
 };
 
@@ -22,6 +22,7 @@ pub(super) async fn run(context: &Context, args: GetCredentials) -> Result<(), E
     let known = context.known()?;
     let api = context.api_of(&known)?;
     let memberships = chosen(context, &api, &args).await?;
+    let act_as = context.act_as(&known)?;
     let template = args.context_name.clone().unwrap_or_default();
 
     let mut entries: Vec<Entry> = Vec::new();
@@ -42,6 +43,10 @@ pub(super) async fn run(context: &Context, args: GetCredentials) -> Result<(), E
         let answer: Result<GenerateCredentialsResponse, Error> =
             call(&api, "Memberships/GenerateCredentials", &request).await;
         let server = match answer {
+            // Somebody else's token will be used, so that nobody need have signed in here.
+            Err(Error::Call(CallError::SignedOut(_))) if args.token_file.is_some() => {
+                known.url.of_membership(membership)
+            }
             Ok(_) if args.server_without_path => known.url.to_string(),
             Ok(answer) => answer.server,
             // Seeing a membership in a list is less than being let in.
@@ -57,7 +62,18 @@ pub(super) async fn run(context: &Context, args: GetCredentials) -> Result<(), E
             name,
             server,
             certificate_authority: known.settings.certificate_authority.clone(),
-            exec_args: exec_args(&known.url.to_string(), membership, context.dir.when_given()),
+            credential: match &args.token_file {
+                Some(file) => Credential::TokenFile(
+                    std::path::absolute(file).unwrap_or_else(|_| file.clone()),
+                ),
+                None => Credential::Exec(exec_args(
+                    &known.url.to_string(),
+                    membership,
+                    context.dir.when_given(),
+                    act_as.as_ref(),
+                    context.credentials().as_deref(),
+                )),
+            },
         });
     }
     let home = std::env::home_dir();
@@ -98,7 +114,10 @@ pub(super) async fn run(context: &Context, args: GetCredentials) -> Result<(), E
             remark(&format!("Written to {}.", files.join(" and ")));
         }
     }
-    if !is_on_path(args.search_path.as_deref()) {
+    if let (Some(account), None) = (&act_as, &args.token_file) {
+        remark(&format!("kubectl acts as {account} with it."));
+    }
+    if args.token_file.is_none() && !is_on_path(args.search_path.as_deref()) {
         remark("kubectl will not find `towline`: put it on your PATH.");
     }
     if let (None, Some(entry)) = (&current, entries.first()) {

@@ -1,15 +1,14 @@
-//! `towline login`, `logout` and `whoami`.
+//! `towline login` and `whoami`.
 
 use std::io::{self, IsTerminal};
 
-use secrecy::ExposeSecret;
 use towline_proto::api::{
     ListProjectsRequest, ListProjectsResponse, WhoAmIRequest, WhoAmIResponse,
 };
 
 use super::{
     Error,
-    context::{Context, Known, ask, ask_secret, call, list, refused, secret_file, secret_stdin},
+    context::{Context, Known, ask, call, list, refused},
 };
 use crate::{
     api::{self, Api, CallError},
@@ -18,31 +17,36 @@ use crate::{
     clock,
     gateway_url::GatewayUrl,
     http::{self, Why},
-    oauth::{OAuth, Proof, RefreshError, SignInError},
+    oauth::{OAuth, SignInError},
     output::remark,
     progress,
+    provider::Issuer,
     settings::Gateway,
-    tokens::{Issued, TokensError},
+    sign_in::SignIn,
+    tokens::Issued,
     trust::{Fingerprint, Shown},
 };
 
+mod local;
+mod people;
+mod workload;
+
 pub(super) async fn login(context: &Context, args: &Login) -> Result<(), Error> {
-    let mut known = match &args.address {
-        Some(address) => {
-            let url: GatewayUrl = address.parse()?;
-            let kept = context.dir.gateway(&url.name())?;
-            let settings = kept
-                .filter(|kept| kept.gateway == url.to_string())
-                .unwrap_or_else(|| Gateway {
-                    gateway: url.to_string(),
-                    certificate_authority: None,
-                    username: None,
-                    project: None,
-                });
-            Known { url, settings }
-        }
-        None => context.known()?,
+    let given = workload::configured(args)?;
+    let mut known = match (&args.address, &given) {
+        (Some(address), _) => by_address(context, address.parse()?)?,
+        (None, Some(workload)) => by_address(context, workload.gateway.parse()?)?,
+        (None, None) => context.known()?,
     };
+    if let Some(workload) = given
+        .as_ref()
+        .filter(|workload| workload.certificate_authority_data.is_some())
+    {
+        known
+            .settings
+            .certificate_authority
+            .clone_from(&workload.certificate_authority_data);
+    }
     if let Some(file) = &args.certificate_authority {
         let pem = bounded::read_to_string(file)
             .map_err(|e| Error::Read(file.display().to_string(), e))?;
@@ -53,25 +57,60 @@ pub(super) async fn login(context: &Context, args: &Login) -> Result<(), Error> 
         let pem = Shown::by(&known.url).await?.with_fingerprint(fingerprint)?;
         known.settings.certificate_authority = Some(pem);
     }
-    let oauth = reach(&mut known).await?;
-    let issued = if args.browser {
-        browser::sign_in(&oauth).await?
+    let (oauth, issuers) = reach(&mut known).await?;
+    let tokens = context.dir.tokens(&known.url, None);
+    let (sign_in, access) = if let Some(workload) = workload::named(args, given, &known)? {
+        workload::checked(&oauth, workload).await?
+    } else if args.is_local() || issuers.is_empty() {
+        people::none_named(args, &known)?;
+        local(&oauth, &mut known, args).await?
     } else {
-        in_terminal(&oauth, &mut known, args).await?
+        people::sign_in(&oauth, &issuers, &mut known, args).await?
     };
-    context
-        .tokens(&known.url)
-        .signed_in(&api::audience(None), issued)
+    tokens
+        .signed_in(sign_in, Some((&api::audience(None, None), access)))
         .await
-        .map_err(|e: TokensError<RefreshError>| CallError::Tokens(e))?;
+        .map_err(CallError::Tokens)?;
     let name = known.url.name();
     context.dir.set_gateway(&name, &known.settings)?;
     context.dir.set_current(Some(name))?;
     greet(context, &known).await
 }
 
+fn by_address(context: &Context, url: GatewayUrl) -> Result<Known, Error> {
+    let kept = context.dir.gateway(&url.name())?;
+    let settings = kept
+        .filter(|kept| kept.gateway == url.to_string())
+        .unwrap_or_else(|| Gateway::new(&url));
+    Ok(Known { url, settings })
+}
+
+async fn local(oauth: &OAuth, known: &mut Known, args: &Login) -> Result<(SignIn, Issued), Error> {
+    let (issued, refresh_token) = if args.browser {
+        in_browser(oauth, args).await?
+    } else {
+        local::in_terminal(oauth, known, args).await?
+    };
+    let refresh_token =
+        refresh_token.ok_or_else(|| refused(format!("{} gave no refresh token", known.url)))?;
+    Ok((SignIn::Gateway { refresh_token }, issued))
+}
+
+async fn in_browser(
+    oauth: &OAuth,
+    args: &Login,
+) -> Result<(Issued, Option<secrecy::SecretString>), Error> {
+    let loopback = browser::Loopback::listen().await?;
+    let attempt = oauth.begin(oauth2::RedirectUrl::from_url(loopback.redirect().clone()));
+    browser::show(&attempt.url, !args.no_browser);
+    let callback = loopback
+        .answer(|callback| attempt.is_answered_by(callback))
+        .await?;
+    Ok(oauth.finish(attempt, &callback).await?)
+}
+
 /// Finds the gateway; asks about an authority that isn't known here.
-async fn reach(known: &mut Known) -> Result<OAuth, Error> {
+async fn reach(known: &mut Known) -> Result<(OAuth, Vec<Issuer>), Error> {
     let oauth = |known: &Known| -> Result<OAuth, Error> {
         let http = http::client(known.settings.certificate_authority.as_deref())?;
         Ok(OAuth::new(http, known.url.clone()))
@@ -79,7 +118,7 @@ async fn reach(known: &mut Known) -> Result<OAuth, Error> {
     let what = format!("Waiting for {}", known.url.authority());
     let first = oauth(known)?;
     match progress::during(&what, first.discover()).await {
-        Ok(()) => return Ok(first),
+        Ok(issuers) => return Ok((first, issuers)),
         Err(SignInError::Unreachable(error)) if error.why() == Why::UnknownAuthority => {}
         Err(error) => return Err(error.into()),
     }
@@ -114,86 +153,23 @@ async fn reach(known: &mut Known) -> Result<OAuth, Error> {
     }
     known.settings.certificate_authority = Some(pem);
     let second = oauth(known)?;
-    progress::during(&what, second.discover()).await?;
-    Ok(second)
-}
-
-async fn in_terminal(oauth: &OAuth, known: &mut Known, args: &Login) -> Result<Issued, Error> {
-    let terminal = io::stdin().is_terminal();
-    let username = match (&args.username, &known.settings.username) {
-        (Some(name), _) => name.clone(),
-        (None, kept) if terminal => {
-            let question = kept.as_ref().map_or_else(
-                || "Username: ".to_owned(),
-                |name| format!("Username [{name}]: "),
-            );
-            let typed = ask(&question)?;
-            if typed.is_empty() {
-                kept.clone().unwrap_or_default()
-            } else {
-                typed
-            }
-        }
-        (None, Some(kept)) => kept.clone(),
-        (None, None) => String::new(),
-    };
-    if username.is_empty() {
-        return Err(refused(
-            "who signs in? Give --username NAME, or sign in with --browser",
-        ));
-    }
-    let proof = proof(args, &username, terminal)?;
-    let what = format!("Signing in at {}", known.url.authority());
-    let issued = progress::during(&what, oauth.sign_in(&username, &proof)).await?;
-    known.settings.username = Some(username);
-    Ok(issued)
-}
-
-fn proof(args: &Login, username: &str, terminal: bool) -> Result<Proof, Error> {
-    if let Some(code) = &args.one_time_code {
-        let new_password = match &args.new_password_file {
-            Some(file) => secret_file(file)?,
-            None if terminal => {
-                let first = ask_secret(&format!("New password for {username}: "))?;
-                let second = ask_secret("The same once more: ")?;
-                if first.expose_secret() != second.expose_secret() {
-                    return Err(refused(
-                        "the two passwords differ; nothing was changed: try again",
-                    ));
-                }
-                first
-            }
-            None => {
-                return Err(refused(
-                    "no terminal to ask for the new password; give --new-password-file FILE",
-                ));
-            }
-        };
-        return Ok(Proof::OneTimeCode {
-            code: code.trim().into(),
-            new_password,
-        });
-    }
-    Ok(Proof::Password(match &args.password_file {
-        Some(file) => secret_file(file)?,
-        None if args.password_stdin => secret_stdin()?,
-        None if terminal => ask_secret(&format!("Password for {username}: "))?,
-        None => {
-            return Err(refused(
-                "no terminal to ask for the password; give --password-file FILE or --password-stdin",
-            ));
-        }
-    }))
+    let issuers = progress::during(&what, second.discover()).await?;
+    Ok((second, issuers))
 }
 
 async fn greet(context: &Context, known: &Known) -> Result<(), Error> {
-    let api = context.api_of(known)?;
+    let api = context
+        .own_api_of(known)?
+        .with_tokens(context.dir.tokens(&known.url, None));
     let me: WhoAmIResponse = call(&api, "Identity/WhoAmI", &WhoAmIRequest {}).await?;
     let mut text = format!("Signed in at {} as {}", known.url.authority(), me.principal);
     if !me.roles.is_empty() {
         text.push_str(&format!(" ({})", me.roles.join(", ")));
     }
     text.push_str(".\n");
+    if let Some(account) = context.act_as(known)? {
+        text.push_str(&format!("Commands act as {account}, as is set.\n"));
+    }
     text.push_str(&next(&api, &me).await);
     remark(&text);
     Ok(())
@@ -226,30 +202,6 @@ async fn next(api: &Api, me: &WhoAmIResponse) -> String {
                 .to_owned()
         }
     }
-}
-
-pub(super) async fn logout(context: &Context) -> Result<(), Error> {
-    let known = context.known()?;
-    let tokens = context.tokens(&known.url);
-    let gone = tokens
-        .forget()
-        .await
-        .map_err(|e: TokensError<RefreshError>| CallError::Tokens(e))?;
-    let Some(refresh_token) = gone else {
-        remark(&format!("Not signed in at {}.", known.url.authority()));
-        return Ok(());
-    };
-    let http = http::client(known.settings.certificate_authority.as_deref())?;
-    let oauth = OAuth::new(http, known.url.clone());
-    let what = format!("Waiting for {}", known.url.authority());
-    if let Err(error) = progress::during(&what, oauth.revoke(refresh_token)).await {
-        // Here nothing is left of it; there it ends when it runs out.
-        return Err(refused(format!(
-            "signed out here, but the gateway was not told ({error}); what was stored here is deleted"
-        )));
-    }
-    remark(&format!("Signed out at {}.", known.url.authority()));
-    Ok(())
 }
 
 pub(super) async fn whoami(context: &Context) -> Result<(), Error> {

@@ -50,6 +50,7 @@ impl Kind {
                 "client-certificate-data",
                 "client-key",
                 "client-key-data",
+                "exec",
                 "password",
                 "token",
                 "tokenFile",
@@ -161,7 +162,11 @@ impl Document {
                 let first = exec
                     .and_then(|exec| exec.pointer("/args/0"))
                     .and_then(Value::as_str);
-                stem.is_some_and(|stem| stem == EXEC_COMMAND) && first == Some("credential")
+                let is_exec =
+                    stem.is_some_and(|stem| stem == EXEC_COMMAND) && first == Some("credential");
+                // Nothing in a file's name says whose it is, but its cluster does.
+                let is_file = body.get("tokenFile").is_some() && exec.is_none();
+                is_exec || (is_file && self.is_ours(Kind::Cluster, name))
             }
             // Ours carry one name throughout.
             Kind::Context => text("cluster") == name && text("user") == name,

@@ -3,6 +3,8 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use secrecy::ExposeSecret;
+
 use super::*;
 
 #[derive(Debug, thiserror::Error)]
@@ -12,8 +14,20 @@ struct Away;
 fn issued(token: &str, seconds: u64) -> Issued {
     Issued {
         access_token: token.into(),
-        refresh_token: Some(format!("refresh-after-{token}").into()),
         lifetime: Duration::from_secs(seconds),
+    }
+}
+
+fn refresh(token: &str) -> SignIn {
+    SignIn::Gateway {
+        refresh_token: token.into(),
+    }
+}
+
+fn presented(renewal: &Renewal<'_>) -> String {
+    match renewal.sign_in() {
+        SignIn::Gateway { refresh_token } => refresh_token.expose_secret().to_owned(),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -23,7 +37,7 @@ fn tokens() -> (tempfile::TempDir, Tokens) {
     (dir, tokens)
 }
 
-async fn never(_: SecretString) -> Refreshed<Away> {
+async fn never(_: &mut Renewal<'_>) -> Refreshed<Away> {
     panic!("nobody was to be asked")
 }
 
@@ -31,7 +45,7 @@ async fn never(_: SecretString) -> Refreshed<Away> {
 async fn many_at_once_ask_once() {
     let (_dir, tokens) = tokens();
     tokens
-        .signed_in::<Away>("gw", issued("first", 600))
+        .signed_in::<Away>(refresh("r1"), Some(("gw", issued("first", 600))))
         .await
         .unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
@@ -49,8 +63,8 @@ async fn many_at_once_ask_once() {
                 runtime.block_on(async {
                     barrier.wait();
                     tokens
-                        .token("projects/p", |refresh| async move {
-                            assert_eq!(refresh.expose_secret(), "refresh-after-first");
+                        .token("projects/p", async |renewal| {
+                            assert_eq!(presented(renewal), "r1");
                             asked.fetch_add(1, Ordering::SeqCst);
                             Refreshed::<Away>::Issued(issued("second", 600))
                         })
@@ -80,7 +94,7 @@ async fn many_at_once_ask_once() {
 async fn a_token_is_renewed_a_minute_early_and_serves_when_the_gateway_is_away() {
     let (_dir, tokens) = tokens();
     tokens
-        .signed_in::<Away>("gw", issued("a", 600))
+        .signed_in::<Away>(refresh("r1"), Some(("gw", issued("a", 600))))
         .await
         .unwrap();
     let token = tokens.kept("gw").unwrap();
@@ -111,10 +125,32 @@ async fn a_token_is_renewed_a_minute_early_and_serves_when_the_gateway_is_away()
 }
 
 #[tokio::test]
+async fn what_a_provider_gave_is_kept_before_the_gateway_is_asked() {
+    let (_dir, tokens) = tokens();
+    tokens.signed_in::<Away>(refresh("r1"), None).await.unwrap();
+    let error = tokens
+        .token("gw", async |renewal: &mut Renewal<'_>| {
+            assert_eq!(presented(renewal), "r1");
+            renewal.keep(refresh("r2")).unwrap();
+            Refreshed::Failed(Away)
+        })
+        .await
+        .unwrap_err();
+    assert!(matches!(error, TokensError::Refresh(Away)));
+    tokens
+        .token("gw", async |renewal: &mut Renewal<'_>| {
+            assert_eq!(presented(renewal), "r2");
+            Refreshed::<Away>::Issued(issued("a", 600))
+        })
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn a_refused_refresh_token_is_not_tried_again() {
     let (_dir, tokens) = tokens();
     tokens
-        .signed_in::<Away>("gw", issued("a", 0))
+        .signed_in::<Away>(refresh("r1"), Some(("gw", issued("a", 0))))
         .await
         .unwrap();
     let error = tokens
@@ -137,19 +173,16 @@ async fn a_rubbish_file_means_signed_out_and_signing_in_mends_it() {
         TokensError::SignedOut
     ));
     tokens
-        .signed_in::<Away>("gw", issued("a", 600))
+        .signed_in::<Away>(refresh("r1"), Some(("gw", issued("a", 600))))
         .await
         .unwrap();
     assert!(tokens.kept("gw").is_some());
-    assert_eq!(
-        tokens
-            .forget::<Away>()
-            .await
-            .unwrap()
-            .unwrap()
-            .expose_secret(),
-        "refresh-after-a"
-    );
+    let forgotten = tokens.forget::<Away>().await.unwrap().unwrap();
+    assert!(matches!(
+        forgotten.sign_in,
+        SignIn::Gateway { refresh_token } if refresh_token.expose_secret() == "r1"
+    ));
+    assert_eq!(forgotten.access_tokens.len(), 1);
     assert!(tokens.forget::<Away>().await.unwrap().is_none());
     assert!(!tokens.path.exists());
 }
@@ -158,13 +191,13 @@ async fn a_rubbish_file_means_signed_out_and_signing_in_mends_it() {
 async fn a_lock_that_is_never_let_go_is_not_waited_for_forever() {
     let (_dir, tokens) = tokens();
     tokens
-        .signed_in::<Away>("gw", issued("a", 0))
+        .signed_in::<Away>(refresh("r1"), Some(("gw", issued("a", 0))))
         .await
         .unwrap();
     let _held = tokens.lock::<Away>().await.unwrap();
     assert!(matches!(
         tokens.token("gw", never).await.unwrap_err(),
-        TokensError::Busy(45)
+        TokensError::Busy(60)
     ));
 }
 
@@ -174,7 +207,7 @@ async fn the_file_is_its_owners_only() {
     use std::os::unix::fs::MetadataExt;
     let (_dir, tokens) = tokens();
     tokens
-        .signed_in::<Away>("gw", issued("a", 600))
+        .signed_in::<Away>(refresh("r1"), Some(("gw", issued("a", 600))))
         .await
         .unwrap();
     assert_eq!(fs::metadata(&tokens.path).unwrap().mode() & 0o777, 0o600);

@@ -33,9 +33,18 @@ impl Keycloak {
         let base = format!("https://{ip}:{port}");
         let program = Cmd::new(built("keycloak").join("bin/kc.sh"))
             .words("start --optimized --cache=local --log-level=warn --http-host=0.0.0.0")
-            .args([&format!("--https-port={port}"), &format!("--hostname={base}")])
-            .arg(format!("--https-certificate-file={}", tls.certificate.display()))
-            .arg(format!("--https-certificate-key-file={}", tls.key.display()))
+            .args([
+                &format!("--https-port={port}"),
+                &format!("--hostname={base}"),
+            ])
+            .arg(format!(
+                "--https-certificate-file={}",
+                tls.certificate.display()
+            ))
+            .arg(format!(
+                "--https-certificate-key-file={}",
+                tls.key.display()
+            ))
             .env("KC_BOOTSTRAP_ADMIN_USERNAME", ADMIN)
             .env("KC_BOOTSTRAP_ADMIN_PASSWORD", ADMIN)
             .env("JAVA_OPTS_APPEND", "-Xmx400m -XX:TieredStopAtLevel=1")
@@ -53,68 +62,87 @@ impl Keycloak {
 
     fn wait_up(&self) {
         let url = format!("{}/realms/master", self.base);
-        let what = format!("Keycloak answers (see {})", self.program.out_file().display());
+        let what = format!(
+            "Keycloak answers (see {})",
+            self.program.out_file().display()
+        );
         wait_until(&what, UP, || {
             self.curl().arg("--fail").arg(&url).run().code == Some(0)
         });
     }
 
     fn make_realm(&self, seconds: u32) {
-        self.admin("POST", "", &json!({
-            "realm": REALM,
-            "enabled": true,
-            "accessTokenLifespan": seconds,
-            // A refresh token that is used twice ends the sign-in.
-            "revokeRefreshToken": true,
-            "refreshTokenMaxReuse": 0,
-            "oauth2DevicePollingInterval": 1,
-            "groups": [{"name": "developers"}, {"name": "on-call"}],
-        }));
-        self.admin("POST", "/corp/client-scopes", &json!({
-            "name": "groups",
-            "protocol": "openid-connect",
-            "attributes": {"include.in.token.scope": "true"},
-            "protocolMappers": [{
+        self.admin(
+            "POST",
+            "",
+            &json!({
+                "realm": REALM,
+                "enabled": true,
+                "accessTokenLifespan": seconds,
+                // A refresh token that is used twice ends the sign-in.
+                "revokeRefreshToken": true,
+                "refreshTokenMaxReuse": 0,
+                "oauth2DevicePollingInterval": 1,
+                "groups": [{"name": "developers"}, {"name": "on-call"}],
+            }),
+        );
+        self.admin(
+            "POST",
+            "/corp/client-scopes",
+            &json!({
                 "name": "groups",
                 "protocol": "openid-connect",
-                "protocolMapper": "oidc-group-membership-mapper",
-                "config": {
-                    "claim.name": "groups",
-                    "full.path": "false",
-                    "id.token.claim": "true",
+                "attributes": {"include.in.token.scope": "true"},
+                "protocolMappers": [{
+                    "name": "groups",
+                    "protocol": "openid-connect",
+                    "protocolMapper": "oidc-group-membership-mapper",
+                    "config": {
+                        "claim.name": "groups",
+                        "full.path": "false",
+                        "id.token.claim": "true",
+                    },
+                }],
+            }),
+        );
+        self.admin(
+            "POST",
+            "/corp/clients",
+            &json!({
+                "clientId": CLIENT,
+                "publicClient": true,
+                "standardFlowEnabled": true,
+                "directAccessGrantsEnabled": false,
+                // Any port of it, as RFC 8252 has it.
+                "redirectUris": ["http://127.0.0.1/callback"],
+                "defaultClientScopes": ["basic", "profile", "email"],
+                "optionalClientScopes": ["groups", "offline_access"],
+                "attributes": {
+                    "oauth2.device.authorization.grant.enabled": "true",
+                    "pkce.code.challenge.method": "S256",
                 },
-            }],
-        }));
-        self.admin("POST", "/corp/clients", &json!({
-            "clientId": CLIENT,
-            "publicClient": true,
-            "standardFlowEnabled": true,
-            "directAccessGrantsEnabled": false,
-            // Any port of it, as RFC 8252 has it.
-            "redirectUris": ["http://127.0.0.1/callback"],
-            "defaultClientScopes": ["basic", "profile", "email"],
-            "optionalClientScopes": ["groups", "offline_access"],
-            "attributes": {
-                "oauth2.device.authorization.grant.enabled": "true",
-                "pkce.code.challenge.method": "S256",
-            },
-        }));
+            }),
+        );
     }
 
     /// Makes a user, whose password is [`password`](Self::password); of groups `developers` and `on-call`.
     #[track_caller]
     pub fn user(&self, name: &str, groups: &[&str]) {
         let groups: Vec<String> = groups.iter().map(|group| format!("/{group}")).collect();
-        self.admin("POST", "/corp/users", &json!({
-            "username": name,
-            "email": format!("{name}@example.com"),
-            "emailVerified": true,
-            "firstName": name,
-            "lastName": "Tester",
-            "enabled": true,
-            "groups": groups,
-            "credentials": [{"type": "password", "value": Self::password(name)}],
-        }));
+        self.admin(
+            "POST",
+            "/corp/users",
+            &json!({
+                "username": name,
+                "email": format!("{name}@example.com"),
+                "emailVerified": true,
+                "firstName": name,
+                "lastName": "Tester",
+                "enabled": true,
+                "groups": groups,
+                "credentials": [{"type": "password", "value": Self::password(name)}],
+            }),
+        );
     }
 
     /// A user's password.
@@ -128,13 +156,17 @@ impl Keycloak {
         let realm = self.ask("GET", "/corp", &Value::Null)["id"].clone();
         let keys = format!("/corp/components?type={KEYS}");
         let old = self.ask("GET", &keys, &Value::Null);
-        self.admin("POST", "/corp/components", &json!({
-            "name": format!("rsa-{}", free_port()),
-            "providerId": "rsa-generated",
-            "providerType": KEYS,
-            "parentId": realm,
-            "config": {"priority": ["1000"], "enabled": ["true"], "active": ["true"]},
-        }));
+        self.admin(
+            "POST",
+            "/corp/components",
+            &json!({
+                "name": format!("rsa-{}", free_port()),
+                "providerId": "rsa-generated",
+                "providerType": KEYS,
+                "parentId": realm,
+                "config": {"priority": ["1000"], "enabled": ["true"], "active": ["true"]},
+            }),
+        );
         let old = old.as_array().into_iter().flatten();
         for key in old.filter(|key| only && key["providerId"] == "rsa-generated") {
             let id = key["id"].as_str().unwrap_or_default();
@@ -145,9 +177,17 @@ impl Keycloak {
     /// How many sign-ins of a user there are, those with offline access included.
     #[track_caller]
     pub fn sign_ins(&self, name: &str) -> usize {
-        let users = self.ask("GET", &format!("/corp/users?exact=true&username={name}"), &Value::Null);
+        let users = self.ask(
+            "GET",
+            &format!("/corp/users?exact=true&username={name}"),
+            &Value::Null,
+        );
         let user = users[0]["id"].as_str().expect("the user is there");
-        let clients = self.ask("GET", &format!("/corp/clients?clientId={CLIENT}"), &Value::Null);
+        let clients = self.ask(
+            "GET",
+            &format!("/corp/clients?clientId={CLIENT}"),
+            &Value::Null,
+        );
         let client = clients[0]["id"].as_str().expect("the client is there");
         let count = |path: &str| {
             let sessions = self.ask("GET", path, &Value::Null);
@@ -181,9 +221,17 @@ impl Keycloak {
         // Its own tokens live for a minute: one for each call.
         let token = self
             .curl()
-            .arg(format!("{}/realms/master/protocol/openid-connect/token", self.base))
+            .arg(format!(
+                "{}/realms/master/protocol/openid-connect/token",
+                self.base
+            ))
             .words("--fail -d grant_type=password -d client_id=admin-cli")
-            .args(["-d", &format!("username={ADMIN}"), "-d", &format!("password={ADMIN}")])
+            .args([
+                "-d",
+                &format!("username={ADMIN}"),
+                "-d",
+                &format!("password={ADMIN}"),
+            ])
             .json();
         let token = token["access_token"].as_str().expect("an access token");
         let mut command = self
@@ -193,7 +241,12 @@ impl Keycloak {
             .arg(format!("{}/admin/realms{path}", self.base));
         if !body.is_null() {
             command = command
-                .args(["-H", "Content-Type: application/json", "--data-binary", "@-"])
+                .args([
+                    "-H",
+                    "Content-Type: application/json",
+                    "--data-binary",
+                    "@-",
+                ])
                 .input(body.to_string());
         }
         serde_json::from_str(&command.ok()).unwrap_or(Value::Null)

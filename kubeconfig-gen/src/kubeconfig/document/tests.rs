@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::kubeconfig::exec_args;
+use crate::kubeconfig::{Credential, exec_args};
 
 pub(crate) fn entry(name: &str) -> Entry {
     let membership = format!("projects/p/locations/global/memberships/{name}")
@@ -11,7 +11,7 @@ pub(crate) fn entry(name: &str) -> Entry {
         name: format!("towline_gw_p_global_{name}"),
         server: format!("https://gw/v1/{membership}"),
         certificate_authority: Some("PEM\n".to_owned()),
-        exec_args: exec_args("https://gw", &membership, None),
+        credential: Credential::Exec(exec_args("https://gw", &membership, None, None, None)),
     }
 }
 
@@ -19,6 +19,45 @@ fn put_all(document: &mut Document, entry: &Entry) {
     for kind in Kind::ALL {
         document.put(kind, entry);
     }
+}
+
+#[test]
+fn a_token_file_takes_the_place_of_the_plugin_and_back() {
+    let mut document = Document::default();
+    let plugin = entry("m");
+    let file = Entry {
+        credential: Credential::TokenFile("/run/token".into()),
+        ..plugin.clone()
+    };
+    for written in [&plugin, &file, &plugin] {
+        put_all(&mut document, written);
+        assert!(document.is_ours(Kind::User, &plugin.name));
+        let user = document.body(Kind::User, &plugin.name).unwrap();
+        let keys: Vec<&String> = user.as_object().unwrap().keys().collect();
+        let only = match &written.credential {
+            Credential::Exec(_) => "exec",
+            Credential::TokenFile(_) => "tokenFile",
+        };
+        assert_eq!(keys, [only]);
+    }
+    // Somebody else's, under the same name.
+    let text = format!(
+        "users: [{{name: {}, user: {{tokenFile: /x}}}}]",
+        plugin.name
+    );
+    assert!(
+        !Document::parse(&text)
+            .unwrap()
+            .is_ours(Kind::User, &plugin.name)
+    );
+}
+
+#[test]
+fn a_service_account_is_part_of_the_plugins_arguments() {
+    let membership = "projects/p/locations/global/memberships/m".parse().unwrap();
+    let act_as = "deployer@p".parse().unwrap();
+    let args = exec_args("https://gw", &membership, None, Some(&act_as), None);
+    assert_eq!(args[5..], ["--impersonate-service-account", "deployer@p"]);
 }
 
 #[test]
