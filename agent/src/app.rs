@@ -42,7 +42,7 @@ use crate::{
     health,
     open::{OpenError, Opener},
     role::Role,
-    serve::{self, MAX_STREAMS, Shared},
+    serve::{self, MAX_STREAMS, Reviews, Shared},
     upstream::{Upstream, UpstreamError, chain},
 };
 
@@ -81,6 +81,7 @@ pub struct App {
     registration: Registration,
     cluster: Cluster,
     role: Arc<Role>,
+    reviews: Arc<Reviews>,
     upstream: Arc<Upstream>,
     allowed: Arc<AllowedSystem>,
     drain_limit: Duration,
@@ -217,6 +218,7 @@ impl App {
             registration,
             cluster,
             role: Arc::default(),
+            reviews: Arc::default(),
             upstream,
             allowed: Arc::new(config.allowed),
             drain_limit: config.drain_limit,
@@ -338,6 +340,7 @@ impl App {
             ),
             upstream: Arc::clone(&self.upstream),
             role: Arc::clone(&self.role),
+            reviews: Arc::clone(&self.reviews),
             streams: Arc::clone(&self.state.streams),
             joins: TaskTracker::new(),
             over: over.clone(),

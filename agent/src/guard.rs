@@ -34,10 +34,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts, uri::PathAndQuery};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
 use towline_proto::{
-    assertion::{Grant, Refused, ReplayWindow, Sealed},
+    assertion::{Grant, InvalidNested, Nested, Refused, ReplayWindow, Sealed},
     handshake::Opened,
     names::Membership,
     wire::{self, Refusal},
@@ -46,11 +45,13 @@ use towline_proto::{
 use crate::clock::GatewayClock;
 
 mod grants;
+mod impersonation;
+
+pub(crate) use impersonation::service_account;
+pub use impersonation::{Impersonation, ORIGINAL_USER, Permitted, Wanted};
 
 use grants::Grants;
-
-/// What the API server adds to everybody; it is not sent.
-const AUTHENTICATED: &str = "system:authenticated";
+use impersonation::Asked;
 
 /// What the cluster's own identities begin with.
 const SYSTEM: &str = "system:";
@@ -60,94 +61,6 @@ const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "proxy-authorization"
 
 /// What a subprotocol begins with that is a bearer token.
 const PROTOCOL_TOKEN: &[u8] = b"base64url.bearer.authorization.k8s.io.";
-
-/// Whom the gateway named, and for which request. Only [`Guard::admit`] makes one.
-#[derive(Debug)]
-pub struct Impersonation {
-    user: HeaderValue,
-    groups: Vec<HeaderValue>,
-    extra: Vec<(HeaderName, HeaderValue)>,
-    name: String,
-    principal: String,
-    request_id: String,
-    method: Method,
-    path: PathAndQuery,
-    upgrade: Option<HeaderValue>,
-    headers: HeaderMap,
-}
-
-impl Impersonation {
-    /// The user's name as RBAC sees it.
-    pub fn user(&self) -> &str {
-        &self.name
-    }
-
-    /// Whom the gateway authenticated.
-    pub fn principal(&self) -> &str {
-        &self.principal
-    }
-
-    /// The request's id, as the caller was told it.
-    pub fn request_id(&self) -> &str {
-        &self.request_id
-    }
-
-    /// The caller's method.
-    pub const fn method(&self) -> &Method {
-        &self.method
-    }
-
-    /// Path and query, byte by byte as the caller sent them.
-    pub const fn path(&self) -> &PathAndQuery {
-        &self.path
-    }
-
-    /// The protocol of an upgrade.
-    pub const fn upgrade(&self) -> Option<&HeaderValue> {
-        self.upgrade.as_ref()
-    }
-
-    /// Drops groups, which can only take rights away; how many.
-    pub fn keep_groups(&mut self, keep: impl Fn(&[u8]) -> bool) -> usize {
-        let before = self.groups.len();
-        self.groups.retain(|group| keep(group.as_bytes()));
-        before - self.groups.len()
-    }
-
-    /// The caller's headers with the impersonation's: all that goes upstream but for the agent's own.
-    pub(crate) fn headers(&self) -> HeaderMap {
-        let mut headers = self.headers.clone();
-        headers.insert(USER, self.user.clone());
-        for group in &self.groups {
-            headers.append(GROUP, group.clone());
-        }
-        for (name, value) in &self.extra {
-            headers.append(name, value.clone());
-        }
-        headers
-    }
-}
-
-const USER: HeaderName = HeaderName::from_static("impersonate-user");
-const GROUP: HeaderName = HeaderName::from_static("impersonate-group");
-const EXTRA: &str = "impersonate-extra-";
-
-/// What may stand unencoded in an extra's key: the characters of a header's name, but for `%`.
-const EXTRA_KEY: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'!')
-    .remove(b'#')
-    .remove(b'$')
-    .remove(b'&')
-    .remove(b'\'')
-    .remove(b'*')
-    .remove(b'+')
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'^')
-    .remove(b'_')
-    .remove(b'`')
-    .remove(b'|')
-    .remove(b'~');
 
 /// Why a request is not passed on.
 #[derive(Debug, thiserror::Error)]
@@ -170,11 +83,17 @@ pub enum Denied {
         "{what} {name:?} cannot be impersonated: it is empty, has white space at an end, or control characters"
     )]
     Unsayable {
-        /// `user`, `group` or `extra`.
+        /// `user`, `uid`, `group` or `extra`.
         what: &'static str,
         /// Which.
         name: String,
     },
+    /// An extra that the agent alone sets.
+    #[error("extra {0:?} is set by the agent and by nobody else")]
+    Reserved(&'static str),
+    /// Whom the caller asks to be can't be read.
+    #[error(transparent)]
+    Nested(#[from] InvalidNested),
     /// The request carries what it must not.
     #[error("the request carries the header {0}, which a caller must not send through the gateway")]
     Header(String),
@@ -192,7 +111,9 @@ impl Denied {
         match self {
             Self::Assertion(_) => Refusal::Assertion,
             Self::System { .. } | Self::Unsayable { .. } => Refusal::Identity,
-            Self::Header(_) | Self::Upgrade | Self::Path => Refusal::Malformed,
+            Self::Reserved(_) | Self::Nested(_) | Self::Header(_) | Self::Upgrade | Self::Path => {
+                Refusal::Malformed
+            }
         }
     }
 }
@@ -218,6 +139,8 @@ impl AllowedSystem {
 pub struct Guard {
     session: Opened,
     membership: Membership,
+    /// The membership's own name, for what callers are told.
+    cluster: Arc<str>,
     clock: GatewayClock,
     allowed: Arc<AllowedSystem>,
     replay: Mutex<ReplayWindow>,
@@ -230,6 +153,7 @@ impl Guard {
         Self {
             clock: GatewayClock::new(session.time),
             session,
+            cluster: membership.id.as_str().into(),
             membership,
             allowed,
             replay: Mutex::default(),
@@ -237,11 +161,11 @@ impl Guard {
         }
     }
 
-    /// Whom a request is to be made as.
+    /// Whom a request is to be made as, and whom that caller asks to be instead.
     ///
     /// # Errors
     /// See [`Denied`].
-    pub fn admit(&self, parts: Parts) -> Result<Impersonation, Denied> {
+    pub fn admit(&self, parts: Parts) -> Result<(Impersonation, Option<Wanted>), Denied> {
         let Parts {
             method,
             uri,
@@ -252,6 +176,8 @@ impl Guard {
         let (method, upgrade) = original(&method, &headers)?;
         let (grant, request_id) =
             self.verify(&headers, &method, upgrade.as_ref(), path.as_str())?;
+        // Covered by the MAC, as is that there is none.
+        let nested = maybe(&headers, wire::NESTED)?.map(str::to_owned);
         if let Some(name) = headers.keys().find(|name| names_an_identity(name)) {
             return Err(Denied::Header(name.to_string()));
         }
@@ -263,31 +189,20 @@ impl Guard {
         }
         wire::strip_hop_by_hop(&mut headers);
         headers.remove(header::HOST);
-        self.allowed.check("user", &grant.user)?;
-        let mut groups = Vec::with_capacity(grant.groups.len());
-        for group in grant.groups.iter().filter(|group| *group != AUTHENTICATED) {
-            self.allowed.check("group", group)?;
-            groups.push(sayable("group", group)?);
-        }
-        let mut extra = Vec::new();
-        for (key, values) in &grant.extra {
-            let name = extra_name(key)?;
-            for value in values {
-                extra.push((name.clone(), sayable("extra", value)?));
-            }
-        }
-        Ok(Impersonation {
-            user: sayable("user", &grant.user)?,
-            groups,
-            extra,
-            name: grant.user.clone(),
-            principal: grant.principal.clone(),
+        let asked = Asked {
             request_id,
             method,
             path,
             upgrade,
             headers,
-        })
+            cluster: Arc::clone(&self.cluster),
+        };
+        let caller = Impersonation::new(&grant, asked, &self.allowed)?;
+        let wanted = match nested {
+            Some(nested) => Some(Wanted::new(Nested::from_header(&nested)?, &self.allowed)?),
+            None => None,
+        };
+        Ok((caller, wanted))
     }
 
     /// The grant that a request carries, if its MAC holds and its number is new.
@@ -310,12 +225,14 @@ impl Guard {
                 .map_err(|_| Refused::Missing(wire::UPGRADE))?,
             None => "",
         };
+        let nested = maybe(headers, wire::NESTED)?.unwrap_or_default();
         let sealed = Sealed {
             grant: statement,
             request_id,
             method: method.as_str(),
             upgrade,
             path,
+            nested,
         };
         self.session.key.verify(&sealed, sequence, mac)?;
         // Only a number whose MAC holds may move the window.
@@ -349,7 +266,7 @@ impl Guard {
 pub(crate) fn names_an_identity(name: &HeaderName) -> bool {
     // Some servers take `_` for `-`.
     let name = name.as_str().replace('_', "-");
-    name.starts_with("impersonate-")
+    name.starts_with("impersonate")
         || name.starts_with("x-remote-")
         || CREDENTIALS.contains(&name.as_str())
 }
@@ -400,32 +317,13 @@ fn only<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, Refus
     }
 }
 
-/// A name as a header's value, if the API server will read the very same name out of it.
-fn sayable(what: &'static str, name: &str) -> Result<HeaderValue, Denied> {
-    let unsayable = || Denied::Unsayable {
-        what,
-        name: name.chars().take(200).collect(),
-    };
-    // Servers trim what stands around a value; `" admin"` must not become `admin`. An extra may be empty.
-    if (name.is_empty() && what != "extra")
-        || name.trim() != name
-        || name.chars().any(char::is_control)
-    {
-        return Err(unsayable());
+/// The same, where it may be absent.
+fn maybe<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>, Refused> {
+    if headers.contains_key(name) {
+        only(headers, name).map(Some)
+    } else {
+        Ok(None)
     }
-    HeaderValue::from_bytes(name.as_bytes()).map_err(|_| unsayable())
-}
-
-fn extra_name(key: &str) -> Result<HeaderName, Denied> {
-    let unsayable = || Denied::Unsayable {
-        what: "extra",
-        name: key.chars().take(200).collect(),
-    };
-    if key.is_empty() {
-        return Err(unsayable());
-    }
-    let encoded = percent_encode(key.to_lowercase().as_bytes(), EXTRA_KEY).to_string();
-    HeaderName::from_bytes(format!("{EXTRA}{encoded}").as_bytes()).map_err(|_| unsayable())
 }
 
 /// A lock that a panic elsewhere doesn't close: what is inside is valid at every moment.
@@ -434,6 +332,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
+
+#[cfg(test)]
+pub(crate) use tests::impersonation_of;
 
 #[cfg(test)]
 mod tests;

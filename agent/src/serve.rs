@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
@@ -22,6 +22,10 @@ use crate::{
 };
 
 mod denial;
+mod nested;
+
+use denial::Missing;
+pub use nested::Reviews;
 
 /// Streams that an agent serves at a time.
 pub const MAX_STREAMS: usize = tunnel::MAX_STREAMS;
@@ -32,8 +36,10 @@ pub struct Shared {
     pub guard: Guard,
     /// Whom they call.
     pub upstream: Arc<Upstream>,
-    /// Which groups may be named.
+    /// Whom the agent may name.
     pub role: Arc<Role>,
+    /// Whom callers may be instead.
+    pub reviews: Arc<Reviews>,
     /// Room for streams, in all sessions of the agent.
     pub streams: Arc<Semaphore>,
     /// Upgraded streams.
@@ -51,8 +57,10 @@ enum Refused {
     Denied(#[from] Denied),
     #[error(transparent)]
     Send(#[from] SendError),
-    #[error("{0}")]
-    Impersonation(String),
+    #[error(transparent)]
+    Impersonation(#[from] Missing),
+    #[error(transparent)]
+    Nested(#[from] nested::Refused),
 }
 
 impl Refused {
@@ -62,6 +70,7 @@ impl Refused {
             Self::Denied(denied) => denied.refusal(),
             Self::Send(error) => error.refusal(),
             Self::Impersonation(_) => Refusal::Impersonation,
+            Self::Nested(refused) => refused.refusal(),
         }
     }
 }
@@ -86,15 +95,23 @@ where
         .try_acquire_owned()
         .map_err(|_| Refused::Overloaded)?;
     let (parts, body) = request.into_parts();
-    let mut caller = shared.guard.admit(parts)?;
-    let left_out = caller.keep_groups(|group| shared.role.names(group));
+    let (caller, wanted) = shared.guard.admit(parts)?;
+    let rights = shared.role.beside(caller.user());
+    let mut caller = caller.within(&rights);
+    if let Some(wanted) = wanted {
+        let permitted = shared
+            .reviews
+            .permit(&shared.upstream, &shared.role, &caller, wanted);
+        let permitted = permitted.await?;
+        caller = caller.instead(permitted);
+    }
     let out = Outbound::from(&caller);
     tracing::debug!(
         request = caller.request_id(),
         principal = caller.principal(),
         method = %caller.method(),
         path = caller.path().path(),
-        groups_left_out = left_out,
+        groups_left_out = caller.left_out(),
         "serving"
     );
     if caller.upgrade().is_none() {
@@ -120,13 +137,17 @@ async fn answer(
     caller: &Impersonation,
     permit: OwnedSemaphorePermit,
 ) -> Result<Response<Boxed>, Refused> {
-    let inspected = denial::inspect(response, caller.user()).await;
-    let mut response = inspected.map_err(|sentence| {
-        shared.role.doubt();
-        Refused::Impersonation(sentence)
-    })?;
+    let mut response = denial::inspect(response, caller, &shared.role).await?;
     wire::strip_hop_by_hop(response.headers_mut());
+    tell_left_out(response.headers_mut(), caller);
     Ok(response.map(|body| Holding::new(IntoTunnel::new(body), permit).boxed_unsync()))
+}
+
+/// What the audit record has to say of the caller's groups.
+fn tell_left_out(headers: &mut HeaderMap, caller: &Impersonation) {
+    if caller.left_out() > 0 {
+        headers.insert(wire::GROUPS_LEFT_OUT, HeaderValue::from(caller.left_out()));
+    }
 }
 
 /// Both sides talk from here on; the agent carries.
@@ -142,6 +163,11 @@ where
     B: Body<Data = bytes::Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display,
 {
+    let (mut head, ()) = response.into_parts();
+    let protocol = head.headers.get(header::UPGRADE).cloned();
+    head.status = StatusCode::OK;
+    wire::strip_hop_by_hop(&mut head.headers);
+    tell_left_out(&mut head.headers, &caller);
     let (sender, outgoing) = channel();
     let over = shared.over.clone();
     drop(shared.joins.spawn(async move {
@@ -160,10 +186,6 @@ where
         );
         drop(permit);
     }));
-    let (mut head, ()) = response.into_parts();
-    let protocol = head.headers.get(header::UPGRADE).cloned();
-    head.status = StatusCode::OK;
-    wire::strip_hop_by_hop(&mut head.headers);
     let protocol = protocol.unwrap_or_else(|| HeaderValue::from_static(""));
     head.headers
         .insert(HeaderName::from_static(wire::UPGRADED), protocol);
@@ -178,7 +200,9 @@ fn refusal(refused: &Refused) -> Response<Boxed> {
     tracing::info!(refusal = refusal.code(), "refused: {sentence}");
     let mut response = Response::new(text(sentence));
     *response.status_mut() = match refusal {
-        Refusal::Assertion | Refusal::Identity | Refusal::Impersonation => StatusCode::FORBIDDEN,
+        Refusal::Assertion | Refusal::Identity | Refusal::Impersonation | Refusal::Rbac => {
+            StatusCode::FORBIDDEN
+        }
         Refusal::Malformed => StatusCode::BAD_REQUEST,
         Refusal::Upstream => StatusCode::BAD_GATEWAY,
         Refusal::Overloaded | Refusal::Draining => StatusCode::SERVICE_UNAVAILABLE,

@@ -85,6 +85,9 @@ pub enum Refused {
     /// The cluster doesn't let the agent impersonate the caller.
     #[error("{0}")]
     Impersonation(String),
+    /// The cluster doesn't let the caller impersonate whom they ask to be.
+    #[error("{0}")]
+    Nested(String),
     /// The API server gave no answer.
     #[error("failed_precondition: error encountered within the cluster: {0}")]
     Cluster(String),
@@ -110,7 +113,9 @@ impl Refused {
             Self::NoToken(_) | Self::Token(_) | Self::Audience(_) => {
                 (StatusCode::UNAUTHORIZED, "Unauthorized")
             }
-            Self::Forbidden { .. } | Self::Impersonation(_) => (StatusCode::FORBIDDEN, "Forbidden"),
+            Self::Forbidden { .. } | Self::Impersonation(_) | Self::Nested(_) => {
+                (StatusCode::FORBIDDEN, "Forbidden")
+            }
             Self::NoAgent(_) | Self::AgentLost | Self::AgentBusy(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable")
             }
@@ -133,6 +138,7 @@ impl Refused {
             Self::Quota(_) => "quota",
             Self::NoAgent(_) | Self::AgentLost | Self::AgentBusy(_) => "tunnel",
             Self::Impersonation(_) | Self::Cluster(_) | Self::Assertion(_) => "agent",
+            Self::Nested(_) => "RBAC",
             Self::Internal(_) => "gateway",
         }
     }

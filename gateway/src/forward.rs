@@ -68,6 +68,21 @@ impl Origin {
     }
 }
 
+/// How many of the caller's groups the agent did not name to the API server, as it says; for the audit record. In
+/// the extensions of every [`answer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GroupsLeftOut(pub u32);
+
+impl GroupsLeftOut {
+    fn of(headers: &HeaderMap) -> Self {
+        let said = headers.get(wire::GROUPS_LEFT_OUT);
+        Self(
+            said.and_then(|said| said.to_str().ok()?.parse().ok())
+                .unwrap_or_default(),
+        )
+    }
+}
+
 /// Turns the agent's answer into the caller's.
 ///
 /// # Errors
@@ -92,6 +107,8 @@ pub async fn answer(
         return Err(refusal(&code, body).await);
     }
     let upgraded = head.headers.get(wire::UPGRADED).cloned();
+    let left_out = GroupsLeftOut::of(&head.headers);
+    head.extensions.insert(left_out);
     wire::strip_hop_by_hop(&mut head.headers);
     for name in OF_THE_ORIGIN {
         head.headers.remove(name);
@@ -188,6 +205,7 @@ async fn refusal(code: &HeaderValue, body: Incoming) -> Refused {
     match code.to_str().unwrap_or_default().parse() {
         Ok(wire::Refusal::Impersonation) => Refused::Impersonation(sentence),
         Ok(wire::Refusal::Identity) => Refused::Impersonation(sentence),
+        Ok(wire::Refusal::Rbac) => Refused::Nested(sentence),
         Ok(wire::Refusal::Upstream) => Refused::Cluster(sentence),
         Ok(wire::Refusal::Malformed) => Refused::Header(sentence),
         Ok(wire::Refusal::Overloaded) => Refused::AgentBusy(sentence),

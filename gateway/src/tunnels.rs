@@ -16,7 +16,7 @@ use hyper::{body::Incoming, client::conn::http2::SendRequest};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use towline_proto::{
-    assertion::{GRANT_SECONDS, Grant, Sealed, SessionKey},
+    assertion::{GRANT_SECONDS, Grant, Nested, Sealed, SessionKey},
     body::{self, Aborted},
     jws::KeyPair,
     names::Membership,
@@ -138,6 +138,7 @@ impl Tunnel {
         let stream = self.take_stream()?;
         let request_id = outbound.request_id().to_owned();
         let grant = self.grant(outbound.lease().permit().identity())?;
+        let nested = outbound.nested().map(Nested::to_header);
         let (lease, method, mut headers, caller) = outbound.into_parts();
         let fault = caller.fault();
         let target = lease.permit().target();
@@ -149,6 +150,7 @@ impl Tunnel {
             method: method.as_str(),
             upgrade: upgrade.as_deref().unwrap_or_default(),
             path: &target.path,
+            nested: nested.as_deref().unwrap_or_default(),
         };
         let (sequence, mac) = self.key.seal(&sealed);
         for (name, value) in [
@@ -159,6 +161,9 @@ impl Tunnel {
             headers.insert(name, text(value)?);
         }
         headers.insert(wire::GRANT, grant);
+        if let Some(nested) = &nested {
+            headers.insert(wire::NESTED, text(nested)?);
+        }
 
         let (body, outgoing, method) = match &upgrade {
             Some(protocol) => {
@@ -239,6 +244,7 @@ impl Tunnel {
             session: self.session.clone(),
             principal: principal.clone(),
             user: identity.user.clone(),
+            uid: identity.uid.clone(),
             groups: identity.groups.clone(),
             extra: identity.extra.clone(),
             iat: now,

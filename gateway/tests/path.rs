@@ -23,7 +23,7 @@ use path::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use towline_gateway::slow;
-use towline_proto::{body, wire};
+use towline_proto::{assertion::Nested, body, wire};
 
 const BASE: &str = "/v1/projects/p/locations/global/memberships/m";
 
@@ -88,6 +88,41 @@ async fn the_agent_gets_exactly_what_it_should() {
 }
 
 #[tokio::test]
+async fn whom_the_caller_asks_to_be_is_told_under_the_mac_and_not_as_headers() {
+    let world = World::start().await;
+    let (agent, mut seen) = double::recording();
+    world.agent(agent).await;
+    let mut request = get("/api/v1/pods");
+    for (name, value) in [
+        ("Impersonate-User", "bob"),
+        ("Impersonate-Group", "ops"),
+        ("Impersonate-Uid", "7"),
+        ("Impersonate-Extra-Scopes", "read"),
+    ] {
+        request.headers_mut().insert(name, value.parse().unwrap());
+    }
+    let response = world.as_user("alice").http1(request).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    // The double verifies the MAC over what it got.
+    let (head, grant) = bounded(seen.recv()).await.unwrap();
+    assert_eq!(grant.user, "alice");
+    let nested = head.headers[wire::NESTED].to_str().unwrap();
+    let nested = Nested::from_header(nested).unwrap();
+    assert_eq!(
+        (nested.user.as_str(), nested.uid.as_deref()),
+        ("bob", Some("7"))
+    );
+    assert_eq!(nested.groups, ["ops"]);
+    assert_eq!(nested.extra["scopes"], ["read"]);
+    let headers = head.headers.keys();
+    assert!(
+        headers
+            .into_iter()
+            .all(|name| !name.as_str().starts_with("impersonate"))
+    );
+}
+
+#[tokio::test]
 async fn refusals_are_status_objects_with_the_layer_and_the_request() {
     let world = World::start().await;
     let alice = world.as_user("alice");
@@ -139,9 +174,15 @@ async fn refusals_are_status_objects_with_the_layer_and_the_request() {
         (&alice, get("/api/../x"), 400, "the path is refused"),
         (
             &alice,
-            with("Impersonate-User", "root"),
+            with("Impersonate-Group", "root"),
             400,
-            "the request is refused: header \"impersonate-user\" would impersonate",
+            "the request is refused: header \"impersonate-group\" would impersonate without a user; add --as USER",
+        ),
+        (
+            &alice,
+            with("Impersonate_User", "root"),
+            400,
+            "the request is refused: header \"impersonate_user\" would impersonate",
         ),
         (
             &alice,

@@ -2,8 +2,8 @@
 //!
 //! Threat: impersonation fails open: a request without an identity is the agent's own.
 //! Decision: every request carries a *grant* (who, signed, at most 60 s) and a *MAC* (what, under the key
-//! that only the two ends of this session know) over grant, request id, sequence, method, upgrade protocol
-//! and the exact path with its query. Both are checked on every request.
+//! that only the two ends of this session know) over grant, request id, sequence, method, upgrade protocol,
+//! the exact path with its query, and whom the caller asks to be instead. Both are checked on every request.
 //! Consequence: a grant moved to another request, session, membership or path is refused, and so is
 //! the same request a second time.
 
@@ -20,6 +20,10 @@ use crate::{
     jws::{InvalidStatement, KeyPair, Kind, PublicKey},
     names::Membership,
 };
+
+mod nested;
+
+pub use nested::{InvalidNested, MAX_NAMES, Nested};
 
 /// How long a grant is good for, in seconds.
 pub const GRANT_SECONDS: u64 = 60;
@@ -38,6 +42,9 @@ pub struct Grant {
     pub principal: String,
     /// `Impersonate-User`.
     pub user: String,
+    /// `Impersonate-Uid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
     /// `Impersonate-Group`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
@@ -152,6 +159,8 @@ pub struct Sealed<'a> {
     pub upgrade: &'a str,
     /// Path and query, byte by byte as the API server will get it.
     pub path: &'a str,
+    /// Whom the caller asks to be instead ([`Nested::to_header`]), else empty.
+    pub nested: &'a str,
 }
 
 /// The key that only the two ends of one session know.
@@ -203,9 +212,10 @@ fn absorb(context: &mut hmac::Context, sealed: &Sealed<'_>, sequence: u64) {
         method,
         upgrade,
         path,
+        nested,
     } = sealed;
     context.update(&sequence.to_be_bytes());
-    for field in [grant, request_id, method, upgrade, path] {
+    for field in [grant, request_id, method, upgrade, path, nested] {
         context.update(&(field.len() as u64).to_be_bytes());
         context.update(field.as_bytes());
     }

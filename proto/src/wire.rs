@@ -24,12 +24,17 @@ pub const REQUEST_ID: &str = "towline-request-id";
 pub const SEQUENCE: &str = "towline-sequence";
 /// The MAC over the request (`assertion::Sealed`), base64url.
 pub const MAC: &str = "towline-mac";
+/// Whom the caller asks to be instead (`assertion::Nested`); only where they ask.
+pub const NESTED: &str = "towline-nested";
 /// An upgrade's original method.
 pub const METHOD: &str = "towline-method";
 /// An upgrade's protocol, as in the caller's `Upgrade` header.
 pub const UPGRADE: &str = "towline-upgrade";
 /// Answer: the API server switched to this protocol.
 pub const UPGRADED: &str = "towline-upgraded";
+/// Answer: how many of the caller's groups the agent did not name to the API server, in decimal; only where there
+/// are any.
+pub const GROUPS_LEFT_OUT: &str = "towline-groups-left-out";
 /// Answer: the agent's own refusal, a [`Refusal`]; the body is the sentence, in UTF-8.
 pub const REFUSAL: &str = "towline-refusal";
 /// Trailer: the body ended early; the value is the reason, percent-encoded.
@@ -47,6 +52,8 @@ pub enum Refusal {
     Identity,
     /// The cluster does not let the agent impersonate this caller.
     Impersonation,
+    /// The cluster does not let this caller impersonate whom they ask to be.
+    Rbac,
     /// The request carries what it must not.
     Malformed,
     /// The API server gave no answer.
@@ -58,10 +65,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Assertion,
         Self::Identity,
         Self::Impersonation,
+        Self::Rbac,
         Self::Malformed,
         Self::Upstream,
         Self::Overloaded,
@@ -74,6 +82,7 @@ impl Refusal {
             Self::Assertion => "assertion",
             Self::Identity => "identity",
             Self::Impersonation => "impersonation",
+            Self::Rbac => "rbac",
             Self::Malformed => "malformed",
             Self::Upstream => "upstream",
             Self::Overloaded => "overloaded",

@@ -54,6 +54,7 @@ mod tests {
             session: "s".into(),
             principal: "user:a".into(),
             user: "a".into(),
+            uid: None,
             groups: vec![],
             extra: std::collections::BTreeMap::new(),
             iat,

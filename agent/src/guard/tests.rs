@@ -54,6 +54,7 @@ impl Pair {
             session: self.session.clone(),
             principal: "user:alice".into(),
             user: "alice".into(),
+            uid: None,
             groups: vec!["dev".into(), "ops".into()],
             extra: BTreeMap::new(),
             iat: NOW,
@@ -69,6 +70,7 @@ impl Pair {
             method: "GET",
             upgrade: "",
             path,
+            nested: "",
         };
         let (sequence, mac) = self.key.seal(&sealed);
         Request::builder()
@@ -80,7 +82,8 @@ impl Pair {
     }
 
     fn admit(&self, request: http::request::Builder) -> Result<Impersonation, Denied> {
-        self.guard.admit(request.body(()).unwrap().into_parts().0)
+        let parts = request.body(()).unwrap().into_parts().0;
+        self.guard.admit(parts).map(|(caller, _)| caller)
     }
 
     fn admit_as(&self, change: impl FnOnce(&mut Grant)) -> Result<Impersonation, Denied> {
@@ -88,6 +91,13 @@ impl Pair {
         change(&mut grant);
         self.admit(self.sealed(&grant, "/api"))
     }
+}
+
+/// Some request in the name of a user whom nothing keeps from being one.
+pub(crate) fn impersonation_of(user: &str) -> Impersonation {
+    pair(&[user])
+        .admit_as(|grant| grant.user = user.into())
+        .unwrap()
 }
 
 fn lines(impersonation: &Impersonation) -> Vec<String> {
@@ -105,6 +115,7 @@ fn the_complete_set_of_headers_that_goes_upstream() {
     let pair = pair(&[]);
     let mut grant = pair.grant();
     grant.groups.push("system:authenticated".into());
+    grant.uid = Some("u-1".into());
     grant.extra = BTreeMap::from([
         ("example.com/Scopes%".into(), vec!["a".into(), "b".into()]),
         ("empty".into(), vec![String::new()]),
@@ -127,6 +138,7 @@ fn the_complete_set_of_headers_that_goes_upstream() {
             "impersonate-extra-example.com%2fscopes%25: b",
             "impersonate-group: dev",
             "impersonate-group: ops",
+            "impersonate-uid: u-1",
             "impersonate-user: alice",
             "user-agent: kubectl/v1",
         ]
@@ -297,6 +309,7 @@ fn grants_of_others_and_other_times_are_refused() {
         method: "GET",
         upgrade: "",
         path: "/",
+        nested: "",
     };
     let (sequence, mac) = pair.key.seal(&sealed);
     let request = Request::builder()
@@ -337,6 +350,7 @@ fn an_upgrade_is_a_post_that_says_what_it_was() {
             method,
             upgrade: protocol,
             path: "/exec?x",
+            nested: "",
         };
         let (sequence, mac) = pair.key.seal(&sealed);
         let request = Request::builder()
@@ -382,4 +396,193 @@ fn a_token_in_a_subprotocol_is_refused() {
     let denied =
         with("v4.channel.k8s.io, Base64url.bearer.authorization.k8s.io.dG9rZW4").unwrap_err();
     assert!(matches!(denied, Denied::Header(_)), "{denied}");
+}
+
+/// A request whose caller asks to be somebody else.
+fn asks(pair: &Pair, nested: &Nested) -> http::request::Builder {
+    let grant = pair.grant().sign(&pair.signing);
+    let nested = nested.to_header();
+    let sealed = Sealed {
+        grant: &grant,
+        request_id: "r-1",
+        method: "GET",
+        upgrade: "",
+        path: "/api",
+        nested: &nested,
+    };
+    let (sequence, mac) = pair.key.seal(&sealed);
+    Request::builder()
+        .uri("https://m/api")
+        .header(wire::GRANT, &grant)
+        .header(wire::REQUEST_ID, "r-1")
+        .header(wire::SEQUENCE, sequence)
+        .header(wire::MAC, mac)
+        .header(wire::NESTED, &nested)
+}
+
+fn to_be(user: &str) -> Nested {
+    Nested {
+        user: user.into(),
+        uid: None,
+        groups: Vec::new(),
+        extra: BTreeMap::new(),
+    }
+}
+
+fn admit_both(
+    pair: &Pair,
+    request: http::request::Builder,
+) -> Result<(Impersonation, Option<Wanted>), Denied> {
+    pair.guard.admit(request.body(()).unwrap().into_parts().0)
+}
+
+#[test]
+fn whom_the_caller_asks_to_be_goes_upstream_with_the_caller_known() {
+    let pair = pair(&[]);
+    let nested = Nested {
+        uid: Some("7".into()),
+        groups: vec!["ops".into()],
+        extra: BTreeMap::from([("scopes".into(), vec!["read".into()])]),
+        ..to_be("bob")
+    };
+    let (caller, wanted) = admit_both(&pair, asks(&pair, &nested)).unwrap();
+    let instead = caller.instead(wanted.unwrap().permit());
+    assert_eq!(instead.user(), "bob");
+    assert_eq!(
+        lines(&instead),
+        [
+            "impersonate-extra-scopes: read",
+            "impersonate-extra-towline.dev%2foriginal-user: {\"username\":\"alice\",\"groups\":[\"dev\",\"ops\"]}",
+            "impersonate-group: ops",
+            "impersonate-uid: 7",
+            "impersonate-user: bob",
+        ]
+    );
+}
+
+#[test]
+fn what_is_asked_for_is_under_the_mac() {
+    let pair = pair(&[]);
+    let request = || asks(&pair, &to_be("bob"));
+    let mut taken_away = request();
+    taken_away.headers_mut().unwrap().remove(wire::NESTED);
+    let mut changed = request();
+    let carol = to_be("carol").to_header().parse().unwrap();
+    changed.headers_mut().unwrap().insert(wire::NESTED, carol);
+    let added = pair
+        .sealed(&pair.grant(), "/api")
+        .header(wire::NESTED, to_be("bob").to_header());
+    for request in [taken_away, changed, added] {
+        let denied = admit_both(&pair, request).unwrap_err();
+        assert!(
+            matches!(denied, Denied::Assertion(Refused::Mac)),
+            "{denied}"
+        );
+    }
+    // Twice is as bad as wrong, and an empty one as none.
+    let mut twice = request();
+    let bob = to_be("bob").to_header().parse().unwrap();
+    twice.headers_mut().unwrap().append(wire::NESTED, bob);
+    assert!(admit_both(&pair, twice).is_err());
+    let empty = pair.sealed(&pair.grant(), "/api").header(wire::NESTED, "");
+    assert!(matches!(admit_both(&pair, empty), Err(Denied::Nested(_))));
+}
+
+#[test]
+fn nobody_may_ask_to_be_the_clusters_own() {
+    let pair = pair(&["system:serviceaccount:kube-system:allowed"]);
+    for user in [
+        "system:admin",
+        "system:node:n",
+        "system:anonymous",
+        "system:kube-controller-manager",
+        "system:serviceaccount:kube-system:default",
+        "system:serviceaccount:kube-system",
+        "system:serviceaccount:a",
+        "system:serviceaccount:a:b:c",
+        "system:serviceaccount:A:b",
+        "system:serviceaccount::b",
+        "system:serviceaccount:a:",
+        "system:serviceaccounts:a:b",
+    ] {
+        let denied = admit_both(&pair, asks(&pair, &to_be(user))).unwrap_err();
+        assert!(
+            matches!(denied, Denied::System { what: "user", .. }),
+            "{user}: {denied}"
+        );
+    }
+    for group in [
+        "system:masters",
+        "system:authenticated",
+        "system:serviceaccounts",
+    ] {
+        let nested = Nested {
+            groups: vec!["dev".into(), group.into()],
+            ..to_be("bob")
+        };
+        let denied = admit_both(&pair, asks(&pair, &nested)).unwrap_err();
+        assert!(
+            matches!(denied, Denied::System { what: "group", .. }),
+            "{group}: {denied}"
+        );
+    }
+    for user in [
+        "system:serviceaccount:ci:deployer",
+        "system:serviceaccount:ci:a.b-c",
+        "system:serviceaccount:kube-system:allowed",
+    ] {
+        admit_both(&pair, asks(&pair, &to_be(user))).unwrap();
+    }
+}
+
+#[test]
+fn nobody_else_says_who_the_original_user_is() {
+    let pair = pair(&[]);
+    let forged = BTreeMap::from([(ORIGINAL_USER.to_owned(), vec!["{}".to_owned()])]);
+    let nested = Nested {
+        extra: forged.clone(),
+        ..to_be("bob")
+    };
+    let denied = admit_both(&pair, asks(&pair, &nested)).unwrap_err();
+    assert!(matches!(denied, Denied::Reserved(_)), "{denied}");
+    let denied = pair.admit_as(|grant| grant.extra = forged).unwrap_err();
+    assert!(matches!(denied, Denied::Reserved(_)), "{denied}");
+    // A caller who was instead of themself would have none.
+    assert!(
+        admit_both(&pair, pair.sealed(&pair.grant(), "/api"))
+            .unwrap()
+            .1
+            .is_none()
+    );
+}
+
+#[test]
+fn groups_and_uid_beyond_the_agents_role_are_left_out_and_extras_are_not() {
+    use k8s_openapi::api::authorization::v1::ResourceRule;
+    let pair = pair(&[]);
+    let rule = |resource: &str, name: &str| ResourceRule {
+        api_groups: Some(vec![String::new()]),
+        resources: Some(vec![resource.into()]),
+        resource_names: Some(vec![name.into()]),
+        verbs: vec!["impersonate".into()],
+    };
+    let role = crate::role::Role::of(&[rule("users", "alice"), rule("groups", "dev")]);
+    let caller = pair.admit_as(|grant| {
+        grant.uid = Some("u".into());
+        grant.extra = BTreeMap::from([("scopes".into(), vec!["few".into()])]);
+    });
+    let caller = caller.unwrap().within(&role.beside("alice"));
+    assert_eq!(caller.left_out(), 1);
+    assert_eq!(
+        lines(&caller),
+        [
+            "impersonate-extra-scopes: few",
+            "impersonate-group: dev",
+            "impersonate-user: alice"
+        ]
+    );
+    assert_eq!(
+        caller.extra_beyond(&role.beside("alice")),
+        Some(("scopes", "few"))
+    );
 }

@@ -94,6 +94,7 @@ impl Gateway {
             guard: Guard::new(opened, membership(), Arc::new(AllowedSystem::default())),
             upstream,
             role: Arc::default(),
+            reviews: Arc::default(),
             streams: Arc::new(Semaphore::new(serve::MAX_STREAMS)),
             joins: TaskTracker::new(),
             over: over.clone(),
@@ -139,6 +140,7 @@ impl Gateway {
             session,
             principal: "user:alice".into(),
             user: "alice".into(),
+            uid: None,
             groups,
             extra: std::collections::BTreeMap::new(),
             iat: now,
@@ -162,6 +164,7 @@ impl Gateway {
             method,
             upgrade,
             path,
+            nested: "",
         };
         let (sequence, mac) = self.key.seal(&sealed);
         let mut builder = Request::builder()

@@ -126,6 +126,7 @@ fn verify(opened: &Opened, membership: &Membership, request: &Request<Incoming>)
         },
         upgrade,
         path: request.uri().path_and_query().unwrap().as_str(),
+        nested: header(wire::NESTED),
     };
     opened
         .key

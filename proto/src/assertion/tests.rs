@@ -10,6 +10,7 @@ fn grant() -> Grant {
         session: "s".into(),
         principal: "user:alice".into(),
         user: "alice".into(),
+        uid: Some("u-1".into()),
         groups: vec!["dev".into()],
         extra: BTreeMap::new(),
         iat: NOW,
@@ -62,6 +63,7 @@ fn a_mac_covers_every_field() {
         method: "GET",
         upgrade: "",
         path: "/api?x=1",
+        nested: "",
     };
     let (sequence, mac) = key.seal(&sealed);
     key.verify(&sealed, sequence, &mac).unwrap();
@@ -80,6 +82,10 @@ fn a_mac_covers_every_field() {
         },
         Sealed {
             upgrade: "websocket",
+            ..sealed
+        },
+        Sealed {
+            nested: "bob",
             ..sealed
         },
         Sealed {

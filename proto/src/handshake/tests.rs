@@ -59,6 +59,7 @@ fn both_ends_come_to_the_same_key() {
         method: "GET",
         upgrade: "",
         path: "/api",
+        nested: "",
     };
     let (sequence, mac) = accepted.key.seal(&sealed);
     opened.key.verify(&sealed, sequence, &mac).unwrap();

@@ -63,6 +63,7 @@ pub(crate) fn cost(rounds: u32) -> anyhow::Result<Costs> {
         session: opened.session.clone(),
         principal: "user:alice@example.com".to_owned(),
         user: "alice@example.com".to_owned(),
+        uid: None,
         groups: (0..10).map(|n| format!("team-{n}")).collect(),
         extra: BTreeMap::new(),
         iat: NOW,
@@ -75,6 +76,7 @@ pub(crate) fn cost(rounds: u32) -> anyhow::Result<Costs> {
         method: "GET",
         upgrade: "",
         path: "/api/v1/namespaces/default/pods?limit=500",
+        nested: "",
     };
 
     let sign_grant = mean(rounds, || drop(black_box(grant.sign(&signing))));
