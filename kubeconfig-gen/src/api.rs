@@ -213,6 +213,7 @@ impl Api {
                 TokensError::Refresh(RenewError::Gateway(RefreshError::Refused {
                     gateway,
                     description,
+                    ..
                 })),
                 Some(account),
             ) => CallError::ActAs {

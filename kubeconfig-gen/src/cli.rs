@@ -11,14 +11,20 @@ use crate::{
 };
 
 mod admin;
+mod iam;
 mod login;
 mod memberships;
 mod quotas;
+mod service_accounts;
+mod workload_identity;
 
 pub use admin::{ConfigCommand, ConfigKey, ProjectsCommand, StreamsCommand, UsersCommand};
+pub use iam::IamCommand;
 pub use login::Login;
 pub use memberships::{GetCredentials, Impersonate, MembershipRef, MembershipsCommand, Register};
 pub use quotas::{QuotaName, QuotasCommand, SetQuota};
+pub use service_accounts::ServiceAccountsCommand;
+pub use workload_identity::{CredConfig, OidcProvider, PoolsCommand, ProvidersCommand};
 
 /// Reach Kubernetes clusters behind NAT and firewalls with plain kubectl.
 #[derive(Debug, Parser)]
@@ -175,6 +181,16 @@ pub enum Command {
     /// How much principals and projects may use, and what they use now
     #[command(subcommand, visible_alias = "quota", arg_required_else_help = true)]
     Quotas(QuotasCommand),
+    /// Principals of a project that others are let to act as
+    #[command(
+        subcommand,
+        visible_alias = "service-account",
+        arg_required_else_help = true
+    )]
+    ServiceAccounts(ServiceAccountsCommand),
+    /// Who may come in, and what they may do
+    #[command(subcommand, arg_required_else_help = true)]
+    Iam(IamCommand),
     /// Streams (exec, attach, port-forward) through the gateway
     #[command(subcommand, visible_alias = "stream", arg_required_else_help = true)]
     Streams(StreamsCommand),

@@ -22,12 +22,14 @@ use crate::{
 mod config;
 mod context;
 mod get_credentials;
+mod iam;
 mod login;
 mod logout;
 mod memberships;
 mod projects;
 mod quotas;
 mod register;
+mod service_accounts;
 mod streams;
 mod users;
 
@@ -125,6 +127,8 @@ async fn with(context: &Context, command: Command) -> Result<(), Error> {
         Command::Users(command) => users::run(context, command).await,
         Command::Projects(command) => projects::run(context, command).await,
         Command::Quotas(command) => quotas::run(context, command).await,
+        Command::ServiceAccounts(command) => service_accounts::run(context, command).await,
+        Command::Iam(command) => Box::pin(iam::run(context, command)).await,
         Command::Streams(command) => streams::run(context, command).await,
         Command::Config(command) => config::run(context, command).await,
         Command::Credential(_) | Command::Completions { .. } | Command::Man { .. } => Ok(()),

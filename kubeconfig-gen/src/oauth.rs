@@ -24,6 +24,10 @@ use crate::{
     tokens::Issued,
 };
 
+mod exchange;
+
+pub use exchange::{Subject, Wanted};
+
 /// A gateway's sign-in.
 #[derive(Debug, Clone)]
 pub struct OAuth {
@@ -111,41 +115,10 @@ pub enum RefreshError {
     Refused {
         /// The address.
         gateway: String,
+        /// Whether it is what was presented for the token that is refused.
+        invalid_grant: bool,
         /// In the gateway's words.
         description: String,
-    },
-}
-
-/// What an access token is to be good for, and as whom.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Wanted<'a> {
-    /// A membership's URL; the gateway itself when absent.
-    pub resource: Option<&'a str>,
-    /// The service account to act as; with a comma, through which others.
-    pub service_account: Option<&'a str>,
-}
-
-impl<'a> Wanted<'a> {
-    fn parameters(self) -> impl Iterator<Item = (&'static str, &'a str)> {
-        let resource = self.resource.map(|resource| ("resource", resource));
-        let account = self.service_account;
-        resource
-            .into_iter()
-            .chain(account.map(|account| ("impersonate_service_account", account)))
-    }
-}
-
-/// A token of another issuer.
-#[derive(Debug, Clone, Copy)]
-pub enum Subject<'a> {
-    /// A person's ID token.
-    IdToken(&'a SecretString),
-    /// A workload's own token.
-    Workload {
-        /// The token.
-        token: &'a SecretString,
-        /// The provider in whose name it comes, `//HOST/projects/…/providers/NAME`.
-        audience: &'a str,
     },
 }
 
@@ -165,12 +138,6 @@ pub enum Revoked<'a> {
     RefreshToken(&'a SecretString),
     /// One token only.
     AccessToken(&'a SecretString),
-}
-
-#[derive(Deserialize)]
-struct Exchanged {
-    access_token: SecretString,
-    expires_in: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -408,62 +375,6 @@ impl OAuth {
         }
     }
 
-    /// Exchanges a token of another issuer for one of the gateway's (RFC 8693).
-    ///
-    /// # Errors
-    /// See [`RefreshError`].
-    pub async fn exchange(
-        &self,
-        subject: Subject<'_>,
-        wanted: Wanted<'_>,
-    ) -> Result<Issued, RefreshError> {
-        let (token, kind) = match subject {
-            Subject::IdToken(token) => (token, "urn:ietf:params:oauth:token-type:id_token"),
-            Subject::Workload { token, .. } => (token, "urn:ietf:params:oauth:token-type:jwt"),
-        };
-        let mut form = vec![
-            (
-                "grant_type",
-                "urn:ietf:params:oauth:grant-type:token-exchange",
-            ),
-            ("client_id", CLIENT_ID),
-            ("subject_token", token.expose_secret()),
-            ("subject_token_type", kind),
-        ];
-        if let Subject::Workload { audience, .. } = subject {
-            form.push(("audience", audience));
-        }
-        form.extend(wanted.parameters());
-        let response = self
-            .http
-            .post(self.endpoints.token.url().clone())
-            .header(reqwest::header::ACCEPT, "application/json")
-            .form(&form)
-            .send()
-            .await
-            .map_err(|e| Unreachable::new(&self.gateway, &e))?;
-        let status = response.status();
-        let body = http::body(&self.gateway, response).await?;
-        let refused = |description| RefreshError::Refused {
-            gateway: self.gateway.to_string(),
-            description,
-        };
-        if let Ok(answer) = serde_json::from_slice::<Exchanged>(&body)
-            && status.is_success()
-        {
-            return Ok(Issued {
-                access_token: answer.access_token,
-                lifetime: answer
-                    .expires_in
-                    .map_or(UNSAID_LIFETIME, Duration::from_secs),
-            });
-        }
-        Err(match serde_json::from_slice::<Denied>(&body) {
-            Ok(denied) => refused(denied.error_description.unwrap_or(denied.error)),
-            Err(_) => refused(format!("its answer was not understood (status {status})")),
-        })
-    }
-
     /// Ends a refresh token and all that came from it, or an access token (RFC 7009).
     ///
     /// # Errors
@@ -478,10 +389,7 @@ impl OAuth {
             )),
         };
         let client = self.client();
-        let refused = |description| RefreshError::Refused {
-            gateway: self.gateway.to_string(),
-            description,
-        };
+        let refused = |description| self.refused(description, false);
         client
             .revoke_token(token)
             .map_err(|e| refused(e.to_string()))?
@@ -513,15 +421,20 @@ impl OAuth {
         http::call(&self.http, (&self.gateway).into(), request).await
     }
 
+    fn refused(&self, description: String, invalid_grant: bool) -> RefreshError {
+        RefreshError::Refused {
+            gateway: self.gateway.to_string(),
+            invalid_grant,
+            description,
+        }
+    }
+
     /// What went wrong at the token endpoint, and whether the grant itself is over.
     fn sort(
         &self,
         error: RequestTokenError<Unreachable, BasicErrorResponse>,
     ) -> (bool, RefreshError) {
-        let refused = |description| RefreshError::Refused {
-            gateway: self.gateway.to_string(),
-            description,
-        };
+        let refused = |description| self.refused(description, false);
         match error {
             RequestTokenError::Request(unreachable) => {
                 (false, RefreshError::Unreachable(unreachable))
@@ -532,7 +445,7 @@ impl OAuth {
                     Some(description) => description.clone(),
                     None => answer.error().to_string(),
                 };
-                (ended, refused(description))
+                (ended, self.refused(description, ended))
             }
             RequestTokenError::Parse(_, body) => {
                 let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();

@@ -13,6 +13,7 @@
 //! it sends it; endpoints count only over HTTPS and only from a document that names the very issuer.
 //! Consequence: what a foreign redirect brings is never redeemed.
 
+use base64::Engine as _;
 use oauth2::{HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -41,7 +42,8 @@ pub struct Issuer {
     /// The `audience` parameter that some providers want.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audience: Option<String>,
-    /// PEM certificates that its certificate is checked against; the system's own when absent.
+    /// Certificates that its certificate is checked against, in PEM, in base64 as in a kubeconfig; the system's own
+    /// when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_authority_data: Option<String>,
 }
@@ -227,8 +229,15 @@ impl Endpoints {
 }
 
 fn client(issuer: &Issuer) -> Result<reqwest::Client, ProviderError> {
-    http::client(issuer.certificate_authority_data.as_deref())
-        .map_err(|e| ProviderError::Client(issuer.issuer.clone(), e))
+    let error = |e| ProviderError::Client(issuer.issuer.clone(), e);
+    let pem = issuer.certificate_authority_data.as_deref().map(|data| {
+        let decoded = base64::engine::general_purpose::STANDARD.decode(data);
+        decoded
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok())
+            .ok_or_else(|| error(ClientError::NoAuthority))
+    });
+    http::client(pem.transpose()?.as_deref()).map_err(error)
 }
 
 fn default_scopes() -> Vec<String> {

@@ -114,16 +114,7 @@ pub async fn renew(
             Err(NotRefreshed::Ended) => Refreshed::Ended,
             Err(NotRefreshed::Failed(error)) => Refreshed::Failed(error.into()),
         },
-        SignIn::Provider(session) => match current(*session, renewal).await {
-            Ok(Some(session)) => {
-                let exchanged = oauth
-                    .exchange(Subject::IdToken(&session.id_token), wanted)
-                    .await;
-                Refreshed::of(exchanged)
-            }
-            Ok(None) => Refreshed::Ended,
-            Err(error) => Refreshed::Failed(error),
-        },
+        SignIn::Provider(session) => by_provider(oauth, *session, renewal, wanted).await,
         SignIn::Workload(workload) => {
             let token = match workload.token().await {
                 Ok(token) => token,
@@ -144,14 +135,40 @@ pub async fn renew(
     }
 }
 
-/// A session whose ID token is good for a moment; none when the sign-in is over.
-async fn current(
+async fn by_provider(
+    oauth: &OAuth,
     session: Session,
     renewal: &mut Renewal<'_>,
-) -> Result<Option<Session>, RenewError> {
+    wanted: Wanted<'_>,
+) -> Refreshed<RenewError> {
     if session.expires > clock::unix_now() + NEARLY {
-        return Ok(Some(session));
+        let exchanged = oauth
+            .exchange(Subject::IdToken(&session.id_token), wanted)
+            .await;
+        match exchanged {
+            // A key that the provider has withdrawn, a claim that has changed: a new ID token may do.
+            Err(RefreshError::Refused {
+                invalid_grant: true,
+                ..
+            }) if session.refresh_token.is_some() => {}
+            exchanged => return Refreshed::of(exchanged),
+        }
     }
+    match renewed(session, renewal).await {
+        Ok(Some(id_token)) => {
+            let exchanged = oauth.exchange(Subject::IdToken(&id_token), wanted).await;
+            Refreshed::of(exchanged)
+        }
+        Ok(None) => Refreshed::Ended,
+        Err(error) => Refreshed::Failed(error),
+    }
+}
+
+/// A new ID token; none when the sign-in is over.
+async fn renewed(
+    session: Session,
+    renewal: &mut Renewal<'_>,
+) -> Result<Option<SecretString>, RenewError> {
     let Some(refresh_token) = &session.refresh_token else {
         return Ok(None);
     };
@@ -159,9 +176,10 @@ async fn current(
     match provider.renew(refresh_token, &session.subject).await {
         Ok(granted) => {
             let session = session.renewed(granted);
+            let id_token = session.id_token.clone();
             // Before anything else is asked: the refresh token that was used is worth nothing any more.
-            renewal.keep(SignIn::Provider(Box::new(session.clone())))?;
-            Ok(Some(session))
+            renewal.keep(SignIn::Provider(Box::new(session)))?;
+            Ok(Some(id_token))
         }
         Err(NotRenewed::Ended) => Ok(None),
         Err(NotRenewed::Failed(error)) => Err(error.into()),

@@ -31,6 +31,8 @@ mod local;
 mod people;
 mod workload;
 
+pub(super) use workload::audience;
+
 pub(super) async fn login(context: &Context, args: &Login) -> Result<(), Error> {
     let given = workload::configured(args)?;
     let mut known = match (&args.address, &given) {
@@ -38,7 +40,9 @@ pub(super) async fn login(context: &Context, args: &Login) -> Result<(), Error> 
         (None, Some(workload)) => by_address(context, workload.gateway.parse()?)?,
         (None, None) => context.known()?,
     };
-    if let Some(workload) = given
+    // Before anything is asked of a gateway that the configuration is not for.
+    let workload = workload::named(args, given, &known)?;
+    if let Some(workload) = workload
         .as_ref()
         .filter(|workload| workload.certificate_authority_data.is_some())
     {
@@ -59,7 +63,7 @@ pub(super) async fn login(context: &Context, args: &Login) -> Result<(), Error> 
     }
     let (oauth, issuers) = reach(&mut known).await?;
     let tokens = context.dir.tokens(&known.url, None);
-    let (sign_in, access) = if let Some(workload) = workload::named(args, given, &known)? {
+    let (sign_in, access) = if let Some(workload) = workload {
         workload::checked(&oauth, workload).await?
     } else if args.is_local() || issuers.is_empty() {
         people::none_named(args, &known)?;

@@ -21,6 +21,8 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+use crate::provider::Idp;
+
 /// The password and one-time code that it takes.
 pub(crate) const PASSWORD: &str = "correct horse";
 pub(crate) const CODE: &str = "ABCD-EFGH";
@@ -41,7 +43,9 @@ pub(crate) struct State {
     pub(crate) refreshes: usize,
     /// What `resource` the last refresh named.
     pub(crate) resource: Option<String>,
-    /// Refresh tokens that were revoked.
+    /// As whom the last refresh wanted to act.
+    pub(crate) acted_as: Option<String>,
+    /// Tokens that were revoked.
     pub(crate) revoked: Vec<String>,
     /// The forms that were posted to sign in.
     pub(crate) forms: Vec<HashMap<String, String>>,
@@ -53,6 +57,16 @@ pub(crate) struct State {
     pub(crate) ended: bool,
     /// What the token endpoint answers instead.
     pub(crate) token_error: Option<(u16, String)>,
+    /// Whom people sign in with, in the gateway's metadata.
+    pub(crate) issuers: Value,
+    /// An identity provider beside it.
+    pub(crate) idp: Idp,
+    /// Forms with which tokens were exchanged.
+    pub(crate) exchanges: Vec<HashMap<String, String>>,
+    /// Who asked for a job's token at `/github/token`, and what it was to be for.
+    pub(crate) asked_of_github: Vec<String>,
+    /// What the next exchanges are answered with.
+    pub(crate) exchange_errors: Vec<(u16, Value)>,
     /// How many of the next refreshes are done and the connection closed without an answer.
     pub(crate) lose_answers: usize,
     /// Taken by the next token request, which tells and then waits.
@@ -100,6 +114,7 @@ impl Gateway {
         let state = State {
             lifetime: 600,
             issuer: format!("https://{address}/oauth2"),
+            idp: Idp::at(address),
             ..State::default()
         };
         let state = Arc::new(Mutex::new(state));
@@ -165,6 +180,18 @@ impl Gateway {
         self.state().release.take().unwrap().notify_one();
     }
 
+    /// From now on people sign in with the provider beside it.
+    pub(crate) fn offer_provider(&self) {
+        use base64::Engine as _;
+        let authority = base64::engine::general_purpose::STANDARD.encode(&self.authority_pem);
+        let mut state = self.state();
+        state.issuers = json!([{
+            "name": "corp", "issuer": state.idp.issuer, "client_id": "towline-cli",
+            "scopes": ["openid", "email", "groups", "offline_access"],
+            "certificate_authority_data": authority,
+        }]);
+    }
+
     pub(crate) fn set_issuer(&self, issuer: &str) {
         self.state().issuer = issuer.to_owned();
     }
@@ -225,9 +252,21 @@ async fn serve(request: Request<Incoming>, state: &Mutex<State>) -> Option<Answe
     }
     let mut state = state.lock().unwrap();
     Some(match head.uri.path() {
-        "/oauth2/.well-known/openid-configuration" => {
-            json_answer(200, &json!({"issuer": state.issuer}))
+        "/oauth2/.well-known/openid-configuration" => json_answer(
+            200,
+            &json!({"issuer": state.issuer, "towline_issuers": state.issuers.as_array().cloned().unwrap_or_default()}),
+        ),
+        "/github/token" => {
+            let asked = form(head.uri.query().unwrap_or_default().as_bytes());
+            assert_eq!(asked["api-version"], "2.0");
+            let bearer = head.headers[header::AUTHORIZATION]
+                .to_str()
+                .unwrap()
+                .to_owned();
+            state.asked_of_github = vec![bearer, asked["audience"].clone()];
+            json_answer(200, &json!({"value": "a.github.token"}))
         }
+        path if path.starts_with("/idp/") => state.idp.serve(path, form(&body), now()),
         "/oauth2/authorize" => state.authorize(form(&body)),
         "/oauth2/token" => {
             let form = form(&body);
@@ -312,6 +351,7 @@ impl State {
             "refresh_token" => {
                 self.refreshes += 1;
                 self.resource = form.get("resource").cloned();
+                self.acted_as = form.get("impersonate_service_account").cloned();
                 let presented = &form["refresh_token"];
                 let known = *presented == self.refresh_token
                     || self.grace.take().as_ref() == Some(presented);
@@ -322,6 +362,7 @@ impl State {
                     );
                 }
             }
+            "urn:ietf:params:oauth:grant-type:token-exchange" => return self.exchange(form),
             other => panic!("unexpected grant {other}"),
         }
         self.issued += 1;
@@ -333,6 +374,24 @@ impl State {
                 "token_type": "Bearer",
                 "expires_in": self.lifetime,
                 "refresh_token": self.refresh_token,
+            }),
+        )
+    }
+
+    fn exchange(&mut self, form: &HashMap<String, String>) -> Answer {
+        self.exchanges.push(form.clone());
+        if !self.exchange_errors.is_empty() {
+            let (status, body) = self.exchange_errors.remove(0);
+            return json_answer(status, &body);
+        }
+        self.issued += 1;
+        json_answer(
+            200,
+            &json!({
+                "access_token": format!("access-{}", self.issued),
+                "issued_token_type": "urn:ietf:params:oauth:token-type:access_token",
+                "token_type": "Bearer",
+                "expires_in": self.lifetime,
             }),
         )
     }
@@ -365,6 +424,15 @@ impl State {
             (None, other) => panic!("nothing is scripted for {other}"),
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a stand-in with the machine's clock"
+)]
+fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap().as_secs()
 }
 
 fn form(body: &[u8]) -> HashMap<String, String> {

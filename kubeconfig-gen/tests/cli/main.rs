@@ -11,8 +11,12 @@ mod credential;
 mod errors;
 mod gateway;
 mod get_credentials;
+mod identities;
 mod login;
 mod manage;
+mod people;
+mod provider;
+mod workloads;
 
 use std::{
     ffi::OsStr,

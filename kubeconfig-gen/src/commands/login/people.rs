@@ -132,6 +132,7 @@ fn refused_here(error: RefreshError) -> Error {
         RefreshError::Refused {
             gateway,
             description,
+            ..
         } => refused(format!("{gateway} refused the sign-in: {description}")),
     }
 }
