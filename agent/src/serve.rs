@@ -81,9 +81,10 @@ where
     B: Body<Data = bytes::Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display,
 {
+    let id = request.headers().get(wire::REQUEST_ID).cloned();
     serve(shared, request)
         .await
-        .unwrap_or_else(|refused| refusal(&refused))
+        .unwrap_or_else(|refused| refusal(&refused, id.as_ref()))
 }
 
 async fn serve<B>(shared: &Shared, request: Request<B>) -> Result<Response<Boxed>, Refused>
@@ -107,7 +108,7 @@ where
     }
     let out = Outbound::from(&caller);
     tracing::debug!(
-        request = caller.request_id(),
+        request_id = caller.request_id(),
         principal = caller.principal(),
         method = %caller.method(),
         path = caller.path().path(),
@@ -178,7 +179,7 @@ where
         let ended = upgraded::join(TokioIo::new(connection), incoming, sender, kill).await;
         let Aborted(reason) = ended.aborted.unwrap_or_else(|| Aborted(String::new()));
         tracing::debug!(
-            request = caller.request_id(),
+            request_id = caller.request_id(),
             sent = ended.sent,
             received = ended.received,
             reason,
@@ -193,11 +194,16 @@ where
     Response::from_parts(head, outgoing.boxed_unsync())
 }
 
-fn refusal(refused: &Refused) -> Response<Boxed> {
+/// The id is that of the request as it came, believed or not: it is what whoever was refused can name.
+fn refusal(refused: &Refused, id: Option<&HeaderValue>) -> Response<Boxed> {
     let refusal = refused.refusal();
     let mut sentence = refused.to_string();
     sentence.truncate(sentence.floor_char_boundary(wire::MAX_REFUSAL));
-    tracing::info!(refusal = refusal.code(), "refused: {sentence}");
+    let request_id = id
+        .and_then(|id| id.to_str().ok())
+        .filter(|id| id.len() <= 64)
+        .unwrap_or_default();
+    tracing::info!(request_id, refusal = refusal.code(), "refused: {sentence}");
     let mut response = Response::new(text(sentence));
     *response.status_mut() = match refusal {
         Refusal::Assertion | Refusal::Identity | Refusal::Impersonation | Refusal::Rbac => {
