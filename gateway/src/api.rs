@@ -13,7 +13,7 @@ use tonic::Status;
 use tower_service::Service as _;
 use towline_proto::{
     api::{
-        enrolment_server::EnrolmentServer, identity_server::IdentityServer,
+        enrolment_server::EnrolmentServer, iam_server::IamServer, identity_server::IdentityServer,
         memberships_server::MembershipsServer, projects_server::ProjectsServer,
         quotas_server::QuotasServer, streams_server::StreamsServer, users_server::UsersServer,
     },
@@ -24,6 +24,7 @@ use crate::{agents::OWN_ANSWER, app::Gateway, request::Body, store::StoreError};
 
 mod caller;
 mod enrolment;
+mod iam;
 mod identity;
 mod json;
 mod memberships;
@@ -86,6 +87,12 @@ impl Api {
             }
             "towline.v1.Projects" => {
                 ProjectsServer::new(api)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .call(request)
+                    .await
+            }
+            "towline.v1.Iam" => {
+                IamServer::new(api)
                     .max_decoding_message_size(MAX_MESSAGE)
                     .call(request)
                     .await

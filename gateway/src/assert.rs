@@ -2,8 +2,8 @@
 //!
 //! Threat: impersonation fails open. A request that reaches the API server with the agent's own token and without
 //! `Impersonate-User` *is* the agent.
-//! Decision: an [`Outbound`] has one constructor, which takes a [`Lease`], and so an authorized identity; a
-//! tunnel takes nothing else. Whatever of the caller's could speak for somebody is read into a [`Nested`], which the
+//! Decision: an [`Outbound`] is made of a [`Lease`], and so of an authorized identity; a tunnel takes nothing else.
+//! What somebody else may do is asked in their name by [`review`] alone, which sends that question and no other. Whatever of the caller's could speak for somebody is read into a [`Nested`], which the
 //! MAC covers (the standard's `Impersonate-*`), refused (any other spelling), or left out (credentials).
 //! Consequence: this does not compile:
 //!
@@ -34,6 +34,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use towline_proto::{assertion::Nested, body::Aborted, wire};
 
@@ -69,6 +70,11 @@ pub fn outbound(
     request_id: String,
     client: IpAddr,
 ) -> Result<Outbound, Refused> {
+    if lease.permit().asker().is_some() {
+        return Err(Refused::Internal(
+            "a permit for a review sends nothing else".to_owned(),
+        ));
+    }
     let nested = nested::take(&mut head.headers)?;
     refuse_other_methods(&head.headers)?;
     let http2 = head.version == http::Version::HTTP_2;
@@ -87,6 +93,33 @@ pub fn outbound(
         body: CallerBody::new(body, http2),
         request_id,
         nested,
+    })
+}
+
+/// The question to a cluster what the subject of a permit for a review may do: the one request that such a permit
+/// sends, and the one that is sent in another's name.
+///
+/// # Errors
+/// The permit is an ordinary one.
+pub fn review(lease: Lease, review: Bytes, request_id: String) -> Result<Outbound, Refused> {
+    if lease.permit().asker().is_none() {
+        return Err(Refused::Internal(
+            "a review needs a permit for a review".to_owned(),
+        ));
+    }
+    let json = HeaderValue::from_static("application/json");
+    let request = http::Request::post(lease.permit().target().path.as_str())
+        .header(header::CONTENT_TYPE, json.clone())
+        .header(header::ACCEPT, json)
+        .body(())
+        .map_err(|error| Refused::Internal(error.to_string()))?;
+    let (head, ()) = request.into_parts();
+    Ok(Outbound {
+        lease,
+        head,
+        body: CallerBody::own(review),
+        request_id,
+        nested: None,
     })
 }
 
@@ -190,9 +223,16 @@ fn strip_credentials(headers: &mut HeaderMap) {
 /// The caller's body: trailers can't speak for anybody either, and half of one is never taken for all of it.
 #[derive(Debug)]
 pub struct CallerBody {
-    body: Incoming,
+    body: Source,
     http2: bool,
     fault: Fault,
+}
+
+#[derive(Debug)]
+enum Source {
+    Caller(Incoming),
+    /// The gateway's own words.
+    Own(Full<Bytes>),
 }
 
 /// What was wrong with a body while it travelled, for the answer to say it.
@@ -201,15 +241,23 @@ pub(crate) type Fault = Arc<OnceLock<String>>;
 impl CallerBody {
     fn new(body: Incoming, http2: bool) -> Self {
         Self {
-            body,
+            body: Source::Caller(body),
             http2,
+            fault: Fault::default(),
+        }
+    }
+
+    fn own(body: Bytes) -> Self {
+        Self {
+            body: Source::Own(Full::new(body)),
+            http2: false,
             fault: Fault::default(),
         }
     }
 
     /// Whether the caller sends no body at all.
     pub(crate) fn is_empty(&self) -> bool {
-        self.body.is_end_stream()
+        self.is_end_stream()
     }
 
     /// Where it will stand what was wrong.
@@ -225,7 +273,7 @@ impl CallerBody {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Some(Err(format!("the request's body broke off: {error}"))),
             // The HTTP library reports a reset with NO_ERROR as an end; only a stream that was finished says so.
-            None if self.http2 && !self.body.is_end_stream() => {
+            None if self.http2 && !self.is_end_stream() => {
                 return Some(Err(
                     "the request's body broke off: the caller reset the stream".to_owned(),
                 ));
@@ -261,7 +309,11 @@ impl HttpBody for CallerBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let frame = match &mut self.body {
+            Source::Caller(body) => ready!(Pin::new(body).poll_frame(cx)),
+            Source::Own(body) => ready!(Pin::new(body).poll_frame(cx))
+                .map(|frame| frame.map_err(|never| match never {})),
+        };
         Poll::Ready(self.check(frame).map(|checked| {
             checked.map_err(|fault| {
                 drop(self.fault.set(fault.clone()));
@@ -271,11 +323,17 @@ impl HttpBody for CallerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.body {
+            Source::Caller(body) => body.is_end_stream(),
+            Source::Own(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.body {
+            Source::Caller(body) => body.size_hint(),
+            Source::Own(body) => body.size_hint(),
+        }
     }
 }
 

@@ -1,29 +1,42 @@
 //! Whether they may: from a caller and a target to a permit.
 //!
 //! A permit is held for as long as its stream runs. It subscribes to changes before it decides, so that no
-//! change falls between; [`Permit::revoked`] ends a stream whose permission is gone.
+//! change falls between; [`Permit::revoked`] ends a stream whose permission is gone. A permission that rests on a
+//! condition on the time is looked at again every few seconds; any other only when something was written.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use http::Method;
+use tokio::{sync::watch, time::timeout};
 use towline_proto::names::Membership;
 
 use crate::{
     app::Gateway,
     authn::{Caller, Identity},
+    clock::Clock,
     error::Refused,
-    iam::{Permission, Principal},
+    iam::{Attributes, Decision, Permission, Principal, Resource},
     store::{MembershipRow, Store},
-    target::Target,
+    target::{Kind, Place, RequestInfo, Target},
 };
 
-/// The right of one caller to one request. Made by [`permit`] alone.
+/// Where a cluster says what whoever asks may do.
+const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+
+/// How long a permission outlives the time that its condition gives it.
+const TIMED_RECHECK: Duration = Duration::from_secs(2);
+
+/// The right of one caller to one request. Made by [`permit`] and [`review`] alone.
 #[derive(Debug)]
 pub struct Permit {
-    caller: Caller,
+    identity: Arc<Identity>,
+    membership: Membership,
     target: Target,
     store: Store,
+    clock: Clock,
     changes: watch::Receiver<u64>,
+    decision: Decision,
+    asker: Option<Arc<Identity>>,
 }
 
 /// Decides, and only then tells whether the membership exists.
@@ -32,14 +45,17 @@ pub struct Permit {
 /// 403 in the same words whether the membership exists or not; 404 to whoever may do this in the whole project.
 pub async fn permit(gateway: &Gateway, caller: Caller, target: Target) -> Result<Permit, Refused> {
     let store = gateway.store.clone();
+    let clock = gateway.clock.clone();
     let changes = store.changes();
-    decide(&store, &caller, target.permission).await?;
-    let membership = caller.membership();
-    let known = store
-        .membership(membership)
-        .await
-        .map_err(|error| Refused::Internal(error.to_string()))?;
+    let internal = |error: crate::store::StoreError| Refused::Internal(error.to_string());
+    let (identity, membership) = (caller.identity(), caller.membership());
+    let decision = decide(&store, &clock, identity, membership, &target).await?;
+    let known = store.membership(membership).await.map_err(internal)?;
     if known.is_none() {
+        // A condition on labels holds or doesn't hold for what isn't there: that would tell which clusters there are.
+        if decision.conditional() {
+            return Err(forbidden(identity, &target, membership));
+        }
         let all = store
             .memberships(Some(&membership.project))
             .await
@@ -50,40 +66,133 @@ pub async fn permit(gateway: &Gateway, caller: Caller, target: Target) -> Result
         });
     }
     Ok(Permit {
-        caller,
+        identity: Arc::clone(identity),
+        membership: membership.clone(),
         target,
         store,
+        clock,
         changes,
+        decision,
+        asker: None,
     })
 }
 
-async fn decide(store: &Store, caller: &Caller, permission: Permission) -> Result<(), Refused> {
-    let identity = caller.identity();
-    let membership = caller.membership();
-    let policy = store
-        .policy(&membership.project)
-        .await
-        .map_err(|error| Refused::Internal(error.to_string()))?;
-    if policy.is_some_and(|policy| policy.permits(identity, permission)) {
-        Ok(())
+/// The right of `asker` to ask the cluster what `subject` may there: a permit in the subject's name for one request
+/// and no other, a `SelfSubjectAccessReview`. [`crate::assert::review`] alone takes it.
+///
+/// # Errors
+/// 403 where the asker lacks `iam.explain` on the membership.
+pub async fn review(
+    gateway: &Gateway,
+    asker: Arc<Identity>,
+    subject: Identity,
+    membership: &Membership,
+) -> Result<Permit, Refused> {
+    let store = gateway.store.clone();
+    let clock = gateway.clock.clone();
+    let changes = store.changes();
+    let info = RequestInfo::parse(&Method::POST, REVIEWS, "");
+    let target = Target {
+        place: Place::Named(membership.clone()),
+        path: REVIEWS.to_owned(),
+        kind: Kind::Short,
+        permission: Permission::IamExplain,
+        info,
+    };
+    let decision = decide(&store, &clock, &asker, membership, &target).await?;
+    Ok(Permit {
+        identity: Arc::new(subject),
+        membership: membership.clone(),
+        target,
+        store,
+        clock,
+        changes,
+        decision,
+        asker: Some(asker),
+    })
+}
+
+async fn decide(
+    store: &Store,
+    clock: &Clock,
+    identity: &Identity,
+    membership: &Membership,
+    target: &Target,
+) -> Result<Decision, Refused> {
+    let decision = on(
+        store,
+        clock,
+        identity,
+        &membership.into(),
+        target.permission,
+        &target.info,
+    )
+    .await
+    .map_err(|error| Refused::Internal(error.to_string()))?;
+    if decision.allowed() {
+        Ok(decision)
     } else {
-        Err(Refused::Forbidden {
-            principal: identity.principal.clone(),
-            permission,
-            resource: membership.to_string(),
-        })
+        Err(forbidden(identity, target, membership))
+    }
+}
+
+/// The decision on any resource, as the store and the clock have it now.
+pub(crate) async fn on(
+    store: &Store,
+    clock: &Clock,
+    identity: &Identity,
+    resource: &Resource,
+    permission: Permission,
+    request: &RequestInfo,
+) -> Result<Decision, crate::store::StoreError> {
+    let Some(policies) = store.policies_for(resource).await? else {
+        return Ok(Decision::denied());
+    };
+    let row = match resource {
+        Resource::Membership(membership) => store.membership(membership).await?,
+        Resource::Project(_) | Resource::ServiceAccount(_) | Resource::Pool(_) => None,
+    };
+    let none = BTreeMap::new();
+    Ok(policies.decide(
+        identity,
+        permission,
+        &Attributes {
+            resource,
+            labels: row.as_ref().map_or(&none, |row| &row.labels),
+            request,
+            now: clock.unix(),
+        },
+    ))
+}
+
+fn forbidden(identity: &Identity, target: &Target, membership: &Membership) -> Refused {
+    Refused::Forbidden {
+        principal: identity.principal.clone(),
+        permission: target.permission,
+        resource: membership.to_string(),
     }
 }
 
 impl Permit {
-    /// Who holds it.
+    /// In whose name the request goes to the cluster.
     pub const fn identity(&self) -> &Arc<Identity> {
-        self.caller.identity()
+        &self.identity
+    }
+
+    /// Who asks what somebody else may: the permit is for that question alone.
+    pub const fn asker(&self) -> Option<&Arc<Identity>> {
+        self.asker.as_ref()
+    }
+
+    /// Who sent the request: whose budget it is taken from.
+    pub fn sender(&self) -> &Principal {
+        let sender = self.asker.as_ref().unwrap_or(&self.identity);
+        &sender.principal
     }
 
     /// The membership it is for.
     pub const fn membership(&self) -> &Membership {
-        self.caller.membership()
+        &self.membership
     }
 
     /// What it is for.
@@ -91,26 +200,49 @@ impl Permit {
         &self.target
     }
 
+    /// What it rests on.
+    pub const fn decision(&self) -> &Decision {
+        &self.decision
+    }
+
     /// Resolves with the reason when the permission, the user or the membership is gone.
     pub fn revoked(&self) -> impl Future<Output = String> + Send + 'static {
         let Self {
-            caller,
+            identity,
+            membership,
             target,
             store,
+            clock,
             changes,
+            decision,
+            asker: _,
         } = self;
-        let (caller, permission, store, mut changes) = (
-            caller.clone(),
-            target.permission,
+        let (identity, membership, target, store, clock, mut changes, mut timed) = (
+            Arc::clone(identity),
+            membership.clone(),
+            target.clone(),
             store.clone(),
+            clock.clone(),
             changes.clone(),
+            decision.timed(),
         );
         async move {
             loop {
-                if let Err(reason) = still(&store, &caller, permission).await {
-                    return reason;
+                match still(&store, &clock, &identity, &membership, &target).await {
+                    Ok(Some(decision)) => timed = decision.timed(),
+                    // A store that can't answer decides nothing about a stream that was permitted.
+                    Ok(None) => {}
+                    Err(reason) => return reason,
                 }
-                if changes.changed().await.is_err() {
+                let changed = if timed {
+                    match timeout(TIMED_RECHECK, changes.changed()).await {
+                        Ok(changed) => changed,
+                        Err(_) => continue,
+                    }
+                } else {
+                    changes.changed().await
+                };
+                if changed.is_err() {
                     // The store is gone, and with it the gateway.
                     return "the gateway is shutting down".to_owned();
                 }
@@ -119,98 +251,45 @@ impl Permit {
     }
 }
 
-async fn still(store: &Store, caller: &Caller, permission: Permission) -> Result<(), String> {
-    if let Principal::User(name) = &caller.identity().principal {
-        match store.user(name).await {
-            Ok(Some(user)) if user.disabled => return Err(format!("user {name:?} was disabled")),
-            Ok(None) => return Err(format!("user {name:?} was deleted")),
-            // A store that can't answer decides nothing about a stream that was permitted.
-            Ok(Some(_)) | Err(_) => {}
-        }
-    }
-    match decide(store, caller, permission).await {
-        Ok(()) | Err(Refused::Internal(_)) => Ok(()),
+/// Whether the caller is still who they were, and may what they might; `None` where the store can't tell.
+async fn still(
+    store: &Store,
+    clock: &Clock,
+    identity: &Arc<Identity>,
+    membership: &Membership,
+    target: &Target,
+) -> Result<Option<Decision>, String> {
+    let identity = match now(store, identity).await {
+        Ok(Some(identity)) => identity,
+        Ok(None) => return Ok(None),
+        Err(reason) => return Err(reason),
+    };
+    match decide(store, clock, &identity, membership, target).await {
+        Ok(decision) => Ok(Some(decision)),
+        Err(Refused::Internal(_)) => Ok(None),
         Err(refused) => Err(refused.to_string()),
+    }
+}
+
+/// The caller as they are now: a user of the gateway's own may be disabled, and in other groups.
+async fn now(store: &Store, identity: &Arc<Identity>) -> Result<Option<Arc<Identity>>, String> {
+    let Principal::User(name) = &identity.principal else {
+        return Ok(Some(Arc::clone(identity)));
+    };
+    match store.user(name).await {
+        Ok(Some(user)) if user.disabled => Err(format!("user {name:?} was disabled")),
+        Ok(None) => Err(format!("user {name:?} was deleted")),
+        Ok(Some(user)) if user.groups == identity.groups => Ok(Some(Arc::clone(identity))),
+        Ok(Some(user)) => Ok(Some(Arc::new(Identity {
+            groups: user.groups,
+            ..Identity::clone(identity)
+        }))),
+        Err(_) => Ok(None),
     }
 }
 
 /// Up to three memberships' names that share most of their letters with what was asked for.
 pub(crate) fn nearest(asked: &Membership, rows: &[MembershipRow]) -> Vec<String> {
-    let asked = asked.id.as_str();
-    let mut scored: Vec<(usize, &str)> = rows
-        .iter()
-        .map(|row| row.membership.id.as_str())
-        .map(|name| (distance(asked, name), name))
-        .collect();
-    scored.sort_unstable();
-    let near = asked.len().div_ceil(2).max(2);
-    scored
-        .into_iter()
-        .filter(|(distance, _)| *distance <= near)
-        .take(3)
-        .map(|(_, name)| name.to_owned())
-        .collect()
-}
-
-/// Levenshtein's distance; both are DNS labels, so at most 63 by 63.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        let mut next = vec![left];
-        for (y, above) in b.bytes().zip(row.iter().skip(1).copied()) {
-            let best = if x == y {
-                diagonal
-            } else {
-                1 + diagonal.min(above).min(left)
-            };
-            diagonal = above;
-            left = best;
-            next.push(best);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn distances_are_levenshteins() {
-        for (a, b, d) in [
-            ("", "abc", 3),
-            ("kitten", "sitting", 3),
-            ("edge", "edge", 0),
-            ("edge-1", "edge-2", 1),
-        ] {
-            assert_eq!(distance(a, b), d, "{a} {b}");
-        }
-    }
-
-    #[test]
-    fn near_names_come_first_and_far_ones_not_at_all() {
-        let name = |id: &str| -> Membership {
-            format!("projects/p/locations/global/memberships/{id}")
-                .parse()
-                .unwrap()
-        };
-        let rows = ["prod-eu", "prod-us", "staging", "prd-eu"].map(|id| MembershipRow {
-            membership: name(id),
-            public_key: None,
-            external_id: String::new(),
-            kubernetes_version: String::new(),
-            agent_version: String::new(),
-            connected_since: None,
-            disconnected_since: None,
-            created: 0,
-        });
-        assert_eq!(
-            nearest(&name("prod-eu"), &rows),
-            ["prod-eu", "prd-eu", "prod-us"]
-        );
-        assert!(nearest(&name("x"), &rows).is_empty());
-    }
+    let names = rows.iter().map(|row| row.membership.id.as_str());
+    crate::nearest::nearest(asked.id.as_str(), names)
 }

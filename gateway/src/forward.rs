@@ -197,7 +197,7 @@ fn ended(held: &Held) -> impl Future<Output = String> + Send + 'static {
 }
 
 /// The agent's refusal in the gateway's words.
-async fn refusal(code: &HeaderValue, body: Incoming) -> Refused {
+pub(crate) async fn refusal(code: &HeaderValue, body: Incoming) -> Refused {
     let sentence = match Limited::new(body, wire::MAX_REFUSAL).collect().await {
         Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
         Err(_) => "the agent gave no reason".to_owned(),

@@ -1,14 +1,27 @@
-//! Principals, roles, permissions and policies: values only, no decision and no storage.
+//! Principals, roles, permissions, policies and what they decide; no storage.
+//!
+//! `permission` and `role` are the table of who may what; `policy` binds roles to the members of `principal` on a
+//! `resource`, under a `condition`; `decision` says whether somebody may, and by which binding.
 
+mod condition;
+mod decision;
+mod permission;
+mod policy;
 mod principal;
+mod resource;
+mod role;
 
-use std::{fmt, str::FromStr};
-
+pub use condition::{Attributes, Condition, InvalidCondition, MAX_EXPRESSION};
+pub use decision::{By, Considered, Decision, PolicySet};
+pub use permission::{Permission, Permissions, UnknownPermission};
+pub use policy::{
+    Binding, CompiledPolicy, CustomRoles, InvalidPolicy, MAX_CONDITIONS, MAX_MEMBERS, Policy,
+};
 pub use principal::{
     InvalidMember, MAX_NAME, Member, Pool, Principal, ServiceAccount, Which, Workload, is_attribute,
 };
-
-use crate::authn::Identity;
+pub use resource::{InvalidResource, Resource};
+pub use role::{CustomRole, InvalidRole, Role, RoleName};
 
 /// A name that may not be a local user's or group's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,207 +65,9 @@ pub fn check_subject(name: &str) -> Result<(), InvalidSubject> {
     }
 }
 
-/// What a request needs, by what it does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Permission {
-    /// GET, HEAD, OPTIONS, watch, logs; asking about oneself.
-    Get,
-    /// POST.
-    Post,
-    /// PUT.
-    Put,
-    /// PATCH.
-    Patch,
-    /// DELETE.
-    Delete,
-    /// Any upgrade: exec, attach, cp, port-forward.
-    Stream,
-    /// Fetching a kubeconfig.
-    GenerateCredentials,
-    /// Reading memberships and the policy.
-    View,
-    /// Registering and deleting memberships, changing the policy.
-    Administer,
-}
-
-impl Permission {
-    /// Every permission.
-    pub const ALL: [Self; 9] = [
-        Self::Get,
-        Self::Post,
-        Self::Put,
-        Self::Patch,
-        Self::Delete,
-        Self::Stream,
-        Self::GenerateCredentials,
-        Self::View,
-        Self::Administer,
-    ];
-
-    /// Its name in policies and messages.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Get => "gateway.get",
-            Self::Post => "gateway.post",
-            Self::Put => "gateway.put",
-            Self::Patch => "gateway.patch",
-            Self::Delete => "gateway.delete",
-            Self::Stream => "gateway.stream",
-            Self::GenerateCredentials => "gateway.generateCredentials",
-            Self::View => "memberships.get",
-            Self::Administer => "memberships.administer",
-        }
-    }
-
-    /// The roles that hold it, for the sentence that refuses.
-    pub fn roles(self) -> impl Iterator<Item = Role> {
-        Role::ALL.into_iter().filter(move |role| role.permits(self))
-    }
-}
-
-impl fmt::Display for Permission {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// What a binding gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Role {
-    /// Read through the gateway.
-    GatewayReader,
-    /// Also write.
-    GatewayEditor,
-    /// Also stream.
-    GatewayAdmin,
-    /// Everything in the project, its policy included.
-    Owner,
-}
-
-impl Role {
-    /// Every role, the least first.
-    pub const ALL: [Self; 4] = [
-        Self::GatewayReader,
-        Self::GatewayEditor,
-        Self::GatewayAdmin,
-        Self::Owner,
-    ];
-
-    /// Its name in policies and messages.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::GatewayReader => "gatewayReader",
-            Self::GatewayEditor => "gatewayEditor",
-            Self::GatewayAdmin => "gatewayAdmin",
-            Self::Owner => "owner",
-        }
-    }
-
-    /// Whether it holds a permission.
-    pub const fn permits(self, permission: Permission) -> bool {
-        match permission {
-            Permission::Get | Permission::GenerateCredentials | Permission::View => true,
-            Permission::Post | Permission::Put | Permission::Patch | Permission::Delete => {
-                !matches!(self, Self::GatewayReader)
-            }
-            Permission::Stream => matches!(self, Self::GatewayAdmin | Self::Owner),
-            Permission::Administer => matches!(self, Self::Owner),
-        }
-    }
-}
-
-/// A role that isn't one.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("role {0:?} is not one of gatewayReader, gatewayEditor, gatewayAdmin, owner")]
-pub struct InvalidRole(String);
-
-impl FromStr for Role {
-    type Err = InvalidRole;
-
-    fn from_str(text: &str) -> Result<Self, InvalidRole> {
-        Self::ALL
-            .into_iter()
-            .find(|role| role.name() == text)
-            .ok_or_else(|| InvalidRole(text.chars().take(200).collect()))
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Who holds a role.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Binding {
-    /// What they hold.
-    pub role: Role,
-    /// Who they are.
-    pub members: Vec<Member>,
-}
-
-/// A project's bindings.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Policy {
-    /// Changes with every change.
-    pub etag: String,
-    /// In the order they were set.
-    pub bindings: Vec<Binding>,
-}
-
-impl Policy {
-    /// Whether a binding gives the caller a role that holds `permission`.
-    pub fn permits(&self, caller: &Identity, permission: Permission) -> bool {
-        self.bindings.iter().any(|binding| {
-            binding.role.permits(permission)
-                && binding.members.iter().any(|member| caller.is(member))
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn roles_hold_what_the_table_says() {
-        let table: Vec<String> = Permission::ALL
-            .into_iter()
-            .map(|p| {
-                format!(
-                    "{p}: {}",
-                    p.roles().map(Role::name).collect::<Vec<_>>().join(" ")
-                )
-            })
-            .collect();
-        let all = "gatewayReader gatewayEditor gatewayAdmin owner";
-        let write = "gatewayEditor gatewayAdmin owner";
-        assert_eq!(
-            table,
-            [
-                format!("gateway.get: {all}"),
-                format!("gateway.post: {write}"),
-                format!("gateway.put: {write}"),
-                format!("gateway.patch: {write}"),
-                format!("gateway.delete: {write}"),
-                "gateway.stream: gatewayAdmin owner".to_owned(),
-                format!("gateway.generateCredentials: {all}"),
-                format!("memberships.get: {all}"),
-                "memberships.administer: owner".to_owned(),
-            ]
-        );
-    }
-
-    #[test]
-    fn nobody_holds_anything_by_default() {
-        let alice = Identity::user("alice".into(), Vec::new());
-        assert!(
-            Permission::ALL
-                .into_iter()
-                .all(|p| !Policy::default().permits(&alice, p))
-        );
-    }
 
     #[test]
     fn local_names_reach_no_other_kind_of_principal() {

@@ -47,4 +47,6 @@ pub mod target;
 pub mod tls;
 pub mod tunnels;
 
+mod explain;
+mod nearest;
 mod private;

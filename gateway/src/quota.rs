@@ -87,7 +87,7 @@ impl Quotas {
     /// 429 with the quota's name and its use.
     pub async fn lease(&self, permit: Permit) -> Result<Lease, Refused> {
         let project = &permit.membership().project;
-        let principal = &permit.identity().principal;
+        let principal = permit.sender();
         let overrides = self
             .store
             .quotas(project)

@@ -8,9 +8,11 @@
 //! here subscribes before reading.
 
 pub mod memberships;
+pub mod policies;
 pub mod projects;
 pub mod quotas;
 pub mod refresh;
+pub mod roles;
 pub mod users;
 
 mod cache;

@@ -6,6 +6,8 @@
 //! byte. What is left is decoded once, as the API server decodes it, to be read here; nothing is rewritten.
 //! Consequence: what is authorized is what the API server does.
 
+mod info;
+
 use std::borrow::Cow;
 
 use http::{HeaderMap, Method, header, request::Parts};
@@ -13,6 +15,8 @@ use percent_encoding::percent_decode_str;
 use towline_proto::{endpoint, names::Membership};
 
 use crate::{error::Refused, iam::Permission};
+
+pub use info::RequestInfo;
 
 /// The longest head that passes, in bytes, well below what a tunnel takes.
 pub const MAX_HEAD: usize = 256 * 1024;
@@ -58,6 +62,8 @@ pub struct Target {
     pub kind: Kind,
     /// What the caller needs.
     pub permission: Permission,
+    /// What the API server takes it for.
+    pub info: RequestInfo,
 }
 
 impl Target {
@@ -94,12 +100,14 @@ impl Target {
         };
         let (resource, query) = path.split_once('?').unwrap_or((&path, ""));
         let segments = Segments::read(resource)?;
-        let kind = kind(&head.method, &head.headers, &segments, query)?;
+        let info = RequestInfo::parse(&head.method, resource, query);
+        let kind = kind(&head.headers, &info, segments.proxied, query)?;
         let permission = permission(&head.method, &kind, &segments.as_strs())?;
         Ok(Self {
             place,
             kind,
             permission,
+            info,
             path: path.clone(),
         })
     }
@@ -189,51 +197,26 @@ fn is_proxy(read: &[Cow<'_, str>]) -> bool {
 }
 
 fn kind(
-    method: &Method,
     headers: &HeaderMap,
-    path: &Segments<'_>,
+    info: &RequestInfo,
+    proxied: bool,
     query: &str,
 ) -> Result<Kind, Refused> {
     if let Some(protocol) = upgrade(headers)? {
         return Ok(Kind::Upgrade { protocol });
     }
-    let segments = path.as_strs();
-    let read = matches!(*method, Method::GET | Method::HEAD);
-    // The deprecated /watch/ paths: /api/v1/watch/…, /apis/GROUP/VERSION/watch/….
-    let watch_path = matches!(
-        segments.as_slice(),
-        ["api", _, "watch", ..] | ["apis", _, _, "watch", ..]
-    );
-    let subresource = matches!(
-        segments.last(),
-        Some(&("log" | "exec" | "attach" | "portforward"))
-    );
-    if path.proxied {
-        Ok(Kind::LongRunning { watch: false })
-    } else if read && (is_set(query, "watch") || watch_path) {
-        Ok(Kind::LongRunning { watch: true })
-    } else if subresource && (!segments.ends_with(&["log"]) || is_set(query, "follow")) {
-        Ok(Kind::LongRunning { watch: false })
-    } else {
-        Ok(Kind::Short)
-    }
-}
-
-/// A boolean of a query, as the API server reads it: the first of its name counts, parts that can't be decoded or
-/// have a semicolon don't, and everything is true but `0` and `false`.
-fn is_set(query: &str, name: &str) -> bool {
-    let decode = |text: &str| {
-        is_escaped(text).then(|| percent_decode_str(&text.replace('+', " ")).collect::<Vec<u8>>())
+    let long = match info.subresource.as_str() {
+        "exec" | "attach" | "portforward" => true,
+        "log" => info::is_set(query, "follow"),
+        _ => proxied,
     };
-    query
-        .split('&')
-        .filter(|pair| !pair.is_empty() && !pair.contains(';'))
-        .filter_map(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Some((decode(key)?, decode(value)?))
-        })
-        .find(|(key, _)| key == name.as_bytes())
-        .is_some_and(|(_, value)| value != b"0" && !value.eq_ignore_ascii_case(b"false"))
+    Ok(if info.verb == "watch" {
+        Kind::LongRunning { watch: true }
+    } else if long {
+        Kind::LongRunning { watch: false }
+    } else {
+        Kind::Short
+    })
 }
 
 /// Whether every percent sign has its two digits.

@@ -99,9 +99,16 @@ fn needs_name(path: &str) -> bool {
             | "Projects/SetIamPolicy"
             | "Memberships/Register"
             | "Memberships/Get"
+            | "Memberships/Update"
             | "Memberships/Delete"
             | "Memberships/GenerateCredentials"
             | "Streams/List"
+            | "Iam/GetPolicy"
+            | "Iam/SetPolicy"
+            | "Iam/GetRole"
+            | "Iam/CreateRole"
+            | "Iam/UpdateRole"
+            | "Iam/DeleteRole"
     )
 }
 
@@ -126,7 +133,7 @@ async fn who_may_what() {
         ("Users/List", json!({}), "yes no no no"),
         ("Projects/Delete", json!({"name": "p"}), "refused no no no"),
         ("Projects/List", json!({}), "yes yes yes yes"),
-        ("Projects/GetIamPolicy", project("p"), "no yes yes no"),
+        ("Projects/GetIamPolicy", project("p"), "no yes no no"),
         ("Memberships/List", project("p"), "no yes yes no"),
         ("Memberships/Get", edge("edge"), "no yes yes no"),
         (

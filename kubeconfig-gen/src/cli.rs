@@ -19,7 +19,7 @@ mod service_accounts;
 mod workload_identity;
 
 pub use admin::{ConfigCommand, ConfigKey, ProjectsCommand, StreamsCommand, UsersCommand};
-pub use iam::IamCommand;
+pub use iam::{BindingArgs, Condition, Explain, IamCommand, PolicyCommand, RolesCommand};
 pub use login::Login;
 pub use memberships::{GetCredentials, Impersonate, MembershipRef, MembershipsCommand, Register};
 pub use quotas::{QuotaName, QuotasCommand, SetQuota};

@@ -26,6 +26,7 @@ mod iam;
 mod login;
 mod logout;
 mod memberships;
+mod policy;
 mod projects;
 mod quotas;
 mod register;

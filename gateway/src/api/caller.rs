@@ -5,14 +5,16 @@
 
 use http::HeaderMap;
 use tonic::{Status, metadata::MetadataMap};
-use towline_proto::names::Project;
 
 use super::{Api, internal};
 use crate::{
+    app::Gateway,
     authn::{self, Identity},
+    authz,
     error::{Refused, who},
-    iam::{Permission, Policy, Principal},
+    iam::{Decision, Permission, Principal, Resource},
     login::{self, Audience},
+    target::RequestInfo,
 };
 
 /// A signed-in caller.
@@ -80,27 +82,56 @@ impl Api {
         }
     }
 
-    /// A caller who holds a permission in a project.
+    /// A caller who holds a permission on a project, or on something in it.
     pub(super) async fn permitted(
         &self,
         metadata: &MetadataMap,
-        project: &Project,
+        resource: impl Into<Resource>,
         permission: Permission,
-    ) -> Result<(Caller, Policy), Status> {
+    ) -> Result<Caller, Status> {
         let caller = self.caller(metadata).await?;
-        match self.gateway.store.policy(project).await.map_err(internal)? {
-            Some(policy) if policy.permits(&caller.identity, permission) => Ok((caller, policy)),
-            _ => {
-                let roles: Vec<&str> = permission.roles().map(crate::iam::Role::name).collect();
-                Err(Status::permission_denied(format!(
-                    "{} lacks permission {:?} on projects/{project}; roles with it: {}",
-                    who(&caller.identity.principal),
-                    permission.name(),
-                    roles.join(", ")
-                )))
-            }
+        let resource = resource.into();
+        if self.may(&caller, &resource, permission).await?.allowed() {
+            return Ok(caller);
         }
+        Err(lacks(&caller, &resource, permission))
     }
+
+    /// What IAM says of a call. Conditions see no request but the last word of the permission as its verb: `list`,
+    /// `setIamPolicy`.
+    pub(super) async fn may(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        permission: Permission,
+    ) -> Result<Decision, Status> {
+        let request = RequestInfo {
+            verb: permission.verb().to_owned(),
+            ..RequestInfo::default()
+        };
+        let Gateway { store, clock, .. } = &*self.gateway;
+        authz::on(
+            store,
+            clock,
+            &caller.identity,
+            resource,
+            permission,
+            &request,
+        )
+        .await
+        .map_err(internal)
+    }
+}
+
+/// The refusal, in the same words whether the resource is there or not.
+pub(super) fn lacks(caller: &Caller, resource: &Resource, permission: Permission) -> Status {
+    let roles: Vec<&str> = permission.roles().map(crate::iam::Role::name).collect();
+    Status::permission_denied(format!(
+        "{} lacks permission {:?} on {resource}; roles with it: {}",
+        who(&caller.identity.principal),
+        permission.name(),
+        roles.join(", ")
+    ))
 }
 
 /// A name from a request's field.

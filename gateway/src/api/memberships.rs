@@ -1,12 +1,14 @@
 //! Registered clusters.
 
+use std::collections::{BTreeMap, HashMap};
+
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use towline_proto::{
     api::{
         self, DeleteMembershipRequest, DeleteMembershipResponse, GenerateCredentialsRequest,
         GenerateCredentialsResponse, GetMembershipRequest, ListMembershipsRequest,
-        ListMembershipsResponse, RegisterRequest, RegisterResponse, membership::State,
-        memberships_server::Memberships,
+        ListMembershipsResponse, RegisterRequest, RegisterResponse, UpdateMembershipRequest,
+        membership::State, memberships_server::Memberships,
     },
     endpoint,
     handshake::random_id,
@@ -16,7 +18,7 @@ use towline_proto::{
 
 use super::{
     Api,
-    caller::{name, timestamp},
+    caller::{Caller, lacks, name, timestamp},
     internal,
 };
 use crate::{
@@ -35,8 +37,9 @@ impl Memberships for Api {
     ) -> Result<Response<RegisterResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
         let membership = resource(&message.project, &message.location, &message.name)?;
-        self.permitted(&metadata, &membership.project, Permission::Administer)
+        self.permitted(&metadata, &membership, Permission::MembershipsCreate)
             .await?;
+        check_labels(&message.labels)?;
         let gateway = &self.gateway;
         let token = random_id().and_then(|first| Ok(format!("{first}{}", random_id()?)));
         let token = token.map_err(|error| Status::internal(error.to_string()))?;
@@ -47,6 +50,16 @@ impl Memberships for Api {
             .register(&membership, message.renew, &token, now, expires)
             .await
             .map_err(refused)?;
+        let row = if message.labels.is_empty() {
+            row
+        } else {
+            let change = |labels: &mut BTreeMap<String, String>| {
+                labels.extend(message.labels.clone());
+            };
+            let store = &gateway.store;
+            let changed = store.change_labels(&membership, change).await;
+            changed.map_err(refused)?
+        };
         let registration = Registration {
             gateway: gateway
                 .config
@@ -76,13 +89,7 @@ impl Memberships for Api {
             self.visible(request.metadata()).await?
         } else {
             let project: Project = name("project", project)?;
-            self.permitted(request.metadata(), &project, Permission::View)
-                .await?;
-            self.gateway
-                .store
-                .memberships(Some(&project))
-                .await
-                .map_err(internal)?
+            self.listed(request.metadata(), &project).await?
         };
         let memberships = rows.into_iter().map(|row| self.message(row)).collect();
         Ok(Response::new(ListMembershipsResponse { memberships }))
@@ -95,8 +102,34 @@ impl Memberships for Api {
         let (metadata, _, message) = request.into_parts();
         let membership = resource(&message.project, &message.location, &message.name)?;
         let row = self
-            .existing(&metadata, membership, Permission::View)
+            .existing(&metadata, membership, Permission::MembershipsGet)
             .await?;
+        Ok(Response::new(self.message(row)))
+    }
+
+    async fn update(
+        &self,
+        request: Request<UpdateMembershipRequest>,
+    ) -> Result<Response<api::Membership>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let membership = resource(&message.project, &message.location, &message.name)?;
+        check_labels(&message.labels)?;
+        let row = self
+            .existing(&metadata, membership, Permission::MembershipsUpdate)
+            .await?;
+        let change = |labels: &mut BTreeMap<String, String>| {
+            if message.clear_labels {
+                labels.clear();
+            }
+            labels.retain(|key, _| !message.remove_labels.contains(key));
+            labels.extend(message.labels.clone());
+        };
+        let row = self
+            .gateway
+            .store
+            .change_labels(&row.membership, change)
+            .await
+            .map_err(refused)?;
         Ok(Response::new(self.message(row)))
     }
 
@@ -107,7 +140,7 @@ impl Memberships for Api {
         let (metadata, _, message) = request.into_parts();
         let membership = resource(&message.project, &message.location, &message.name)?;
         let row = self
-            .existing(&metadata, membership, Permission::Administer)
+            .existing(&metadata, membership, Permission::MembershipsDelete)
             .await?;
         self.gateway
             .store
@@ -143,27 +176,50 @@ impl Memberships for Api {
 }
 
 impl Api {
-    /// Every membership of the caller's projects.
+    /// Every membership that the caller may see, wherever it is.
     async fn visible(&self, metadata: &MetadataMap) -> Result<Vec<MembershipRow>, Status> {
         let caller = self.caller(metadata).await?;
         let store = &self.gateway.store;
-        let mut rows = store.memberships(None).await.map_err(internal)?;
-        let mut own = std::collections::HashMap::new();
-        for row in &rows {
-            let project = &row.membership.project;
-            if !own.contains_key(project) {
-                let policy = store.policy(project).await.map_err(internal)?;
-                let permitted =
-                    policy.is_some_and(|policy| policy.permits(&caller.identity, Permission::View));
-                own.insert(project.clone(), permitted);
+        let rows = store.memberships(None).await.map_err(internal)?;
+        self.seen_by(&caller, rows).await
+    }
+
+    /// The memberships of a project: all of them, or those that the caller may see.
+    async fn listed(
+        &self,
+        metadata: &MetadataMap,
+        project: &Project,
+    ) -> Result<Vec<MembershipRow>, Status> {
+        let caller = self.caller(metadata).await?;
+        let store = &self.gateway.store;
+        let rows = store.memberships(Some(project)).await.map_err(internal)?;
+        let list = Permission::MembershipsList;
+        if self.may(&caller, &project.into(), list).await?.allowed() {
+            return Ok(rows);
+        }
+        let seen = self.seen_by(&caller, rows).await?;
+        if seen.is_empty() {
+            self.permitted(metadata, project, list).await?;
+        }
+        Ok(seen)
+    }
+
+    async fn seen_by(
+        &self,
+        caller: &Caller,
+        rows: Vec<MembershipRow>,
+    ) -> Result<Vec<MembershipRow>, Status> {
+        let mut seen = Vec::new();
+        for row in rows {
+            let resource = (&row.membership).into();
+            let decision = self
+                .may(caller, &resource, Permission::MembershipsGet)
+                .await?;
+            if decision.allowed() {
+                seen.push(row);
             }
         }
-        rows.retain(|row| {
-            own.get(&row.membership.project)
-                .copied()
-                .unwrap_or_default()
-        });
-        Ok(rows)
+        Ok(seen)
     }
 
     /// A membership that exists, for a caller who may know.
@@ -173,11 +229,15 @@ impl Api {
         membership: Membership,
         permission: Permission,
     ) -> Result<MembershipRow, Status> {
-        self.permitted(metadata, &membership.project, permission)
-            .await?;
+        let caller = self.permitted(metadata, &membership, permission).await?;
         let store = &self.gateway.store;
         if let Some(row) = store.membership(&membership).await.map_err(internal)? {
             return Ok(row);
+        }
+        // Who may this in the whole project may know that it isn't there; a condition could be on what it would be.
+        let decision = self.may(&caller, &(&membership).into(), permission).await?;
+        if decision.conditional() {
+            return Err(lacks(&caller, &(&membership).into(), permission));
         }
         let rows = store
             .memberships(Some(&membership.project))
@@ -215,8 +275,36 @@ impl Api {
             state_since: Some(timestamp(since)),
             created: Some(timestamp(row.created)),
             sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
+            labels: row.labels.into_iter().collect(),
         }
     }
+}
+
+/// Keys and values as Kubernetes has them.
+fn check_labels(labels: &HashMap<String, String>) -> Result<(), Status> {
+    let part = |text: &str| {
+        let ends = |end: Option<char>| end.is_some_and(|c| c.is_ascii_alphanumeric());
+        (1..=63).contains(&text.len())
+            && ends(text.chars().next())
+            && ends(text.chars().next_back())
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    let is_key = |key: &str| match key.split_once('/') {
+        None => part(key),
+        Some((prefix, name)) => prefix.len() <= 253 && prefix.split('.').all(part) && part(name),
+    };
+    for (key, value) in labels {
+        if !is_key(key) || !(value.is_empty() || part(value)) {
+            let label: String = format!("{key}={value}").chars().take(200).collect();
+            return Err(Status::invalid_argument(format!(
+                "labels: {label:?} is none: KEY=VALUE, both of 1 to 63 letters, digits, -, _ and ., the first and last \
+                 a letter or digit; a key may begin with DOMAIN/, a value may be empty"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn resource(project: &str, location: &str, id: &str) -> Result<Membership, Status> {
@@ -240,6 +328,7 @@ fn refused(error: MembershipError) -> Status {
     let text = error.to_string();
     match error {
         MembershipError::Store(error) => internal(error),
+        MembershipError::Labels(_) => Status::invalid_argument(text),
         MembershipError::Exists(_) => Status::already_exists(text),
         MembershipError::Unknown(_) | MembershipError::NoProject(_) => Status::not_found(text),
     }

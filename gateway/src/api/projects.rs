@@ -16,7 +16,7 @@ use super::{
     internal,
 };
 use crate::{
-    iam::{Binding, Member, Permission, Policy, Principal},
+    iam::{Member, Permission},
     store::projects::ProjectError,
 };
 
@@ -54,14 +54,10 @@ impl Projects for Api {
         let caller = self.caller(request.metadata()).await?;
         let mut projects = Vec::new();
         for (project, created) in self.gateway.store.projects().await.map_err(internal)? {
-            let policy = self
-                .gateway
-                .store
-                .policy(&project)
-                .await
-                .map_err(internal)?;
-            let own =
-                policy.is_some_and(|policy| policy.permits(&caller.identity, Permission::View));
+            let own = self
+                .may(&caller, &(&project).into(), Permission::ProjectsGet)
+                .await?
+                .allowed();
             if caller.operator || own {
                 projects.push(api::Project {
                     name: project.to_string(),
@@ -91,10 +87,13 @@ impl Projects for Api {
         request: Request<GetIamPolicyRequest>,
     ) -> Result<Response<api::Policy>, Status> {
         let project: Project = name("project", &request.get_ref().project)?;
-        let (_, policy) = self
-            .permitted(request.metadata(), &project, Permission::View)
-            .await?;
-        Ok(Response::new(message(policy)))
+        self.permitted(
+            request.metadata(),
+            &project,
+            Permission::ProjectsGetIamPolicy,
+        )
+        .await?;
+        self.read_policy(&project.into()).await.map(Response::new)
     }
 
     async fn set_iam_policy(
@@ -102,66 +101,16 @@ impl Projects for Api {
         request: Request<SetIamPolicyRequest>,
     ) -> Result<Response<api::Policy>, Status> {
         let project: Project = name("project", &request.get_ref().project)?;
-        self.permitted(request.metadata(), &project, Permission::Administer)
-            .await?;
-        let policy = request
-            .into_inner()
-            .policy
-            .ok_or_else(|| Status::invalid_argument("policy is missing"))?;
-        let mut bindings: Vec<Binding> = Vec::new();
-        for binding in policy.bindings {
-            let role = name("policy.bindings.role", &binding.role)?;
-            let members: Vec<Member> = binding
-                .members
-                .iter()
-                .map(|member| name("policy.bindings.members", member))
-                .collect::<Result<_, _>>()?;
-            for member in &members {
-                self.known(member).await?;
-            }
-            bindings.push(Binding { role, members });
-        }
-        let policy = Policy {
-            etag: policy.etag,
-            bindings,
-        };
-        let stored = self
-            .gateway
-            .store
-            .set_policy(&project, &policy)
+        self.permitted(
+            request.metadata(),
+            &project,
+            Permission::ProjectsSetIamPolicy,
+        )
+        .await?;
+        let policy = request.into_inner().policy;
+        self.write_policy(&project.into(), policy)
             .await
-            .map_err(refused)?;
-        Ok(Response::new(message(stored)))
-    }
-}
-
-impl Api {
-    /// A policy that names nobody is a typing error: it is refused while it can still be seen.
-    async fn known(&self, member: &Member) -> Result<(), Status> {
-        let Member::Principal(Principal::User(user)) = member else {
-            return Ok(());
-        };
-        match self.gateway.store.user(user).await.map_err(internal)? {
-            Some(_) => Ok(()),
-            None => Err(Status::invalid_argument(format!(
-                "member {:?} does not exist; create it first: towline users create {user}",
-                member.to_string()
-            ))),
-        }
-    }
-}
-
-fn message(policy: Policy) -> api::Policy {
-    api::Policy {
-        etag: policy.etag,
-        bindings: policy
-            .bindings
-            .into_iter()
-            .map(|binding| api::Binding {
-                role: binding.role.to_string(),
-                members: binding.members.iter().map(ToString::to_string).collect(),
-            })
-            .collect(),
+            .map(Response::new)
     }
 }
 
@@ -171,9 +120,6 @@ fn refused(error: ProjectError) -> Status {
         ProjectError::Store(error) => internal(error),
         ProjectError::Exists(_) => Status::already_exists(text),
         ProjectError::Unknown(_) => Status::not_found(text),
-        ProjectError::Etag(_) => Status::aborted(text),
-        ProjectError::NotEmpty { .. } | ProjectError::NoOwner(_) => {
-            Status::failed_precondition(text)
-        }
+        ProjectError::NotEmpty { .. } => Status::failed_precondition(text),
     }
 }

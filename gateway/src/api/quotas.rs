@@ -24,7 +24,7 @@ impl Quotas for Api {
     ) -> Result<Response<ListQuotasResponse>, Status> {
         let ListQuotasRequest { project, member } = request.get_ref();
         let project: Project = name("project", project)?;
-        self.permitted(request.metadata(), &project, Permission::View)
+        self.permitted(request.metadata(), &project, Permission::QuotasGet)
             .await?;
         let rows = self.rows(&project, member).await?;
         Ok(Response::new(ListQuotasResponse {
@@ -40,8 +40,8 @@ impl Quotas for Api {
             limit,
         } = request.get_ref();
         let project: Project = name("project", project)?;
-        let (caller, _) = self
-            .permitted(request.metadata(), &project, Permission::Administer)
+        let caller = self
+            .permitted(request.metadata(), &project, Permission::QuotasSet)
             .await?;
         let quota: Quota = name("quota", quota)?;
         let whose = whose(holder)?;

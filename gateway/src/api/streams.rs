@@ -19,14 +19,26 @@ impl Streams for Api {
         request: Request<ListStreamsRequest>,
     ) -> Result<Response<ListStreamsResponse>, Status> {
         let project: Project = name("project", &request.get_ref().project)?;
-        self.permitted(request.metadata(), &project, Permission::View)
+        let caller = self.caller(request.metadata()).await?;
+        let resource = (&project).into();
+        let all = self
+            .may(&caller, &resource, Permission::StreamsList)
             .await?;
         let live = &self.gateway.live;
-        let streams = if request.get_ref().ended {
+        let mut streams = if request.get_ref().ended {
             live.ended(Some(&project))
         } else {
             live.running(Some(&project))
         };
+        if !all.allowed() {
+            // One's own, of which somebody with no right here has none.
+            let own = caller.identity.principal.to_string();
+            streams.retain(|stream| stream.principal == own);
+            if streams.is_empty() {
+                self.permitted(request.metadata(), &project, Permission::MembershipsList)
+                    .await?;
+            }
+        }
         Ok(Response::new(ListStreamsResponse {
             streams: streams.into_iter().map(message).collect(),
         }))

@@ -13,7 +13,10 @@ use tokio::sync::watch;
 use towline_proto::names::{Membership, Project};
 
 use super::{MembershipRow, User};
-use crate::{iam::Policy, quota::Overrides};
+use crate::{
+    iam::{CompiledPolicy, Resource},
+    quota::Overrides,
+};
 
 /// How many of each are remembered; then all are forgotten. What is asked for may be names that don't exist.
 const MOST: usize = 10_000;
@@ -28,7 +31,7 @@ pub(super) struct Cache {
 struct State {
     writes: u64,
     users: HashMap<String, Option<User>>,
-    policies: HashMap<Project, Option<Policy>>,
+    policies: HashMap<Resource, Option<Arc<CompiledPolicy>>>,
     memberships: HashMap<Membership, Option<MembershipRow>>,
     quotas: HashMap<Project, Option<Arc<Overrides>>>,
 }
@@ -42,7 +45,7 @@ pub(super) trait Remembered: Sized {
 /// Where each kind is kept.
 pub(super) trait Kinds {
     fn users(&mut self) -> &mut HashMap<String, Option<User>>;
-    fn policies(&mut self) -> &mut HashMap<Project, Option<Policy>>;
+    fn policies(&mut self) -> &mut HashMap<Resource, Option<Arc<CompiledPolicy>>>;
     fn memberships(&mut self) -> &mut HashMap<Membership, Option<MembershipRow>>;
     fn quotas(&mut self) -> &mut HashMap<Project, Option<Arc<Overrides>>>;
 }
@@ -51,7 +54,7 @@ impl Kinds for State {
     fn users(&mut self) -> &mut HashMap<String, Option<User>> {
         &mut self.users
     }
-    fn policies(&mut self) -> &mut HashMap<Project, Option<Policy>> {
+    fn policies(&mut self) -> &mut HashMap<Resource, Option<Arc<CompiledPolicy>>> {
         &mut self.policies
     }
     fn memberships(&mut self) -> &mut HashMap<Membership, Option<MembershipRow>> {
@@ -69,9 +72,9 @@ impl Remembered for User {
     }
 }
 
-impl Remembered for Policy {
-    type Key = Project;
-    fn of(state: &mut impl Kinds) -> &mut HashMap<Project, Option<Self>> {
+impl Remembered for Arc<CompiledPolicy> {
+    type Key = Resource;
+    fn of(state: &mut impl Kinds) -> &mut HashMap<Resource, Option<Self>> {
         state.policies()
     }
 }

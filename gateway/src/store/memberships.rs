@@ -1,5 +1,7 @@
 //! Memberships, the tokens that register them, and what their agents told.
 
+use std::collections::BTreeMap;
+
 use sqlx::{Row as _, Sqlite, Transaction, sqlite::SqliteRow};
 use towline_proto::{
     handshake::Hello,
@@ -8,6 +10,9 @@ use towline_proto::{
 };
 
 use super::{Concern, Store, StoreError, hash, sql, unix};
+
+/// Labels of one membership.
+pub const MAX_LABELS: usize = 64;
 
 /// A membership as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +33,8 @@ pub struct Row {
     pub disconnected_since: Option<u64>,
     /// Since when it exists, in Unix seconds.
     pub created: u64,
+    /// For conditions, and for people.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Why a membership isn't registered or deleted.
@@ -42,6 +49,9 @@ pub enum MembershipError {
     /// There is no project of this name.
     #[error("project {:?} does not exist", .0.as_str())]
     NoProject(Project),
+    /// More than [`MAX_LABELS`].
+    #[error("the membership would have {0} labels; {MAX_LABELS} may be")]
+    Labels(usize),
     /// See [`StoreError`].
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -73,7 +83,7 @@ impl Store {
         };
         let found = sqlx::query(
             "SELECT project, location, name, public_key, external_id, kubernetes_version, agent_version, \
-             connected_since, disconnected_since, created FROM memberships \
+             connected_since, disconnected_since, created, labels FROM memberships \
              WHERE project = $1 AND location = $2 AND name = $3",
         )
         .bind(membership.project.as_str())
@@ -95,7 +105,7 @@ impl Store {
     pub async fn memberships(&self, project: Option<&Project>) -> Result<Vec<Row>, StoreError> {
         let rows = sqlx::query(
             "SELECT project, location, name, public_key, external_id, kubernetes_version, agent_version, \
-             connected_since, disconnected_since, created FROM memberships \
+             connected_since, disconnected_since, created, labels FROM memberships \
              WHERE project = $1 OR $1 IS NULL ORDER BY project, location, name",
         )
         .bind(project.map(Project::as_str))
@@ -238,6 +248,37 @@ impl Store {
         Ok(true)
     }
 
+    /// Changes a membership's labels; conditions are on them, so decisions are made again.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn change_labels(
+        &self,
+        membership: &Membership,
+        change: impl FnOnce(&mut BTreeMap<String, String>) + Send,
+    ) -> Result<Row, MembershipError> {
+        let mut transaction = self.begin().await?;
+        let row = self.read_membership(&mut transaction, membership).await?;
+        let mut row = row.ok_or_else(|| MembershipError::Unknown(membership.clone()))?;
+        change(&mut row.labels);
+        if row.labels.len() > MAX_LABELS {
+            return Err(MembershipError::Labels(row.labels.len()));
+        }
+        let labels = serde_json::to_string(&row.labels).map_err(|error| self.value(error))?;
+        sqlx::query(
+            "UPDATE memberships SET labels = $4 WHERE project = $1 AND location = $2 AND name = $3",
+        )
+        .bind(membership.project.as_str())
+        .bind(membership.location.as_str())
+        .bind(membership.id.as_str())
+        .bind(labels)
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| self.error(error))?;
+        self.commit(transaction, Concern::Rights).await?;
+        Ok(row)
+    }
+
     /// Deletes a membership with its tokens.
     ///
     /// # Errors
@@ -254,6 +295,8 @@ impl Store {
         if deleted == 0 {
             return Err(MembershipError::Unknown(membership.clone()));
         }
+        self.delete_policy(&mut transaction, &membership.into())
+            .await?;
         Ok(self.commit(transaction, Concern::Rights).await?)
     }
 
@@ -343,7 +386,7 @@ impl Store {
     ) -> Result<Option<Row>, StoreError> {
         let found = sqlx::query(
             "SELECT project, location, name, public_key, external_id, kubernetes_version, agent_version, \
-             connected_since, disconnected_since, created FROM memberships \
+             connected_since, disconnected_since, created, labels FROM memberships \
              WHERE project = $1 AND location = $2 AND name = $3",
         )
         .bind(membership.project.as_str())
@@ -398,6 +441,7 @@ impl Store {
             connected_since: time(7)?,
             disconnected_since: time(8)?,
             created: time(9)?.unwrap_or_default(),
+            labels: serde_json::from_str(&text(10)?).map_err(|error| self.value(error))?,
         })
     }
 }

@@ -10,6 +10,7 @@ use towline_proto::{
 
 use super::{
     memberships::{MembershipError, RedeemError},
+    policies::PolicyError,
     projects::ProjectError,
     refresh::{Authorization, GRACE_SECONDS, Lifetimes, Rotated},
     users::UserError,
@@ -238,49 +239,46 @@ async fn policies_change_one_at_a_time() {
     let first = store.policy(&project()).await.unwrap().unwrap();
     assert_eq!(
         first.bindings,
-        [Binding {
-            role: Role::Owner,
-            members: vec![Member::Principal(alice())]
-        }]
+        [Binding::new(Role::Owner, vec![Member::Principal(alice())])]
     );
 
     let mut mine = first.clone();
-    mine.bindings.push(Binding {
-        role: Role::GatewayReader,
-        members: vec![Member::Principal(Principal::User("bob".into()))],
-    });
-    let stored = store.set_policy(&project(), &mine).await.unwrap();
+    mine.bindings.push(Binding::new(
+        Role::GatewayReader,
+        vec![Member::Principal(Principal::User("bob".into()))],
+    ));
+    let stored = store
+        .set_policy_of(&(&project()).into(), &mine)
+        .await
+        .unwrap();
     assert_eq!(stored.bindings, mine.bindings);
     assert_ne!(stored.etag, first.etag);
     assert_eq!(store.policy(&project()).await.unwrap().unwrap(), stored);
 
     assert!(matches!(
-        store.set_policy(&project(), &first).await,
-        Err(ProjectError::Etag(_))
+        store.set_policy_of(&(&project()).into(), &first).await,
+        Err(PolicyError::Etag(_))
     ));
     let orphan = Policy {
         etag: stored.etag.clone(),
         bindings: vec![],
     };
     assert!(matches!(
-        store.set_policy(&project(), &orphan).await,
-        Err(ProjectError::NoOwner(_))
+        store.set_policy_of(&(&project()).into(), &orphan).await,
+        Err(PolicyError::NoOwner(_))
     ));
     let empty = Policy {
         etag: stored.etag.clone(),
-        bindings: vec![Binding {
-            role: Role::Owner,
-            members: vec![],
-        }],
+        bindings: vec![Binding::new(Role::Owner, vec![])],
     };
     assert!(matches!(
-        store.set_policy(&project(), &empty).await,
-        Err(ProjectError::NoOwner(_))
+        store.set_policy_of(&(&project()).into(), &empty).await,
+        Err(PolicyError::NoOwner(_))
     ));
     let other: Project = "other".parse().unwrap();
     assert!(matches!(
-        store.set_policy(&other, &stored).await,
-        Err(ProjectError::Unknown(_))
+        store.set_policy_of(&(&other).into(), &stored).await,
+        Err(PolicyError::Unknown(_))
     ));
     assert_eq!(store.policy(&other).await.unwrap(), None);
     assert_eq!(store.policy(&project()).await.unwrap().unwrap(), stored);
@@ -725,13 +723,13 @@ async fn what_is_asked_for_often_costs_no_sql() {
 #[test]
 fn regression_a_late_reader_does_not_remember_the_old() {
     let cache = Cache::default();
-    let project = project();
-    let writes = cache.recall::<Policy>(&project).unwrap_err();
+    let name = "alice".to_owned();
+    let writes = cache.recall::<User>(&name).unwrap_err();
     cache.changed();
-    cache.remember::<Policy>(project.clone(), None, writes);
-    let writes = cache.recall::<Policy>(&project).unwrap_err();
-    cache.remember::<Policy>(project.clone(), None, writes);
-    assert_eq!(cache.recall::<Policy>(&project), Ok(None));
+    cache.remember::<User>(name.clone(), None, writes);
+    let writes = cache.recall::<User>(&name).unwrap_err();
+    cache.remember::<User>(name.clone(), None, writes);
+    assert_eq!(cache.recall::<User>(&name), Ok(None));
 }
 
 #[tokio::test]
@@ -751,13 +749,15 @@ async fn a_full_database_says_so_and_keeps_what_it_had() {
     let members = (0..10_000)
         .map(|n| Member::Principal(Principal::User(format!("user-{n:0>100}"))))
         .collect();
-    policy.bindings.push(Binding {
-        role: Role::GatewayReader,
-        members,
-    });
-    let error = store.set_policy(&project(), &policy).await.unwrap_err();
+    policy
+        .bindings
+        .push(Binding::new(Role::GatewayReader, members));
+    let error = store
+        .set_policy_of(&(&project()).into(), &policy)
+        .await
+        .unwrap_err();
     assert!(
-        matches!(&error, ProjectError::Store(StoreError::Full(named, _)) if *named == file),
+        matches!(&error, PolicyError::Store(StoreError::Full(named, _)) if *named == file),
         "{error:?}"
     );
     assert!(error.to_string().contains("t.db is full"), "{error}");

@@ -63,11 +63,14 @@ impl Office {
             .await
             .unwrap();
         let mut policy = store.policy(&project).await.unwrap().unwrap();
-        policy.bindings.push(Binding {
-            role: Role::GatewayReader,
-            members: vec![Member::Principal(Principal::User("reader".into()))],
-        });
-        store.set_policy(&project, &policy).await.unwrap();
+        policy.bindings.push(Binding::new(
+            Role::GatewayReader,
+            vec![Member::Principal(Principal::User("reader".into()))],
+        ));
+        store
+            .set_policy_of(&(&project).into(), &policy)
+            .await
+            .unwrap();
         let keys = Keys::create(&config.keys(), Clock::System).unwrap();
         let running = Gateway::start(config, Clock::System, keys.into(), store)
             .await

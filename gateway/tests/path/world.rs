@@ -97,17 +97,14 @@ impl World {
         let store = &self.running.gateway().store;
         let project: Project = "p".parse().unwrap();
         let etag = store.policy(&project).await.unwrap().unwrap().etag;
-        let bind = |role, member: &str| Binding {
-            role,
-            members: vec![member.parse().unwrap()],
-        };
+        let bind = |role: Role, member: &str| Binding::new(role, vec![member.parse().unwrap()]);
         let bindings = vec![
             bind(Role::Owner, "user:owner"),
             bind(Role::GatewayAdmin, admin),
             bind(Role::GatewayReader, "user:reader"),
         ];
         store
-            .set_policy(&project, &Policy { etag, bindings })
+            .set_policy_of(&(&project).into(), &Policy { etag, bindings })
             .await
             .unwrap();
     }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Subcommand, ValueEnum};
 use towline_proto::names::Project;
 
+use super::BindingArgs;
+
 /// `towline users …`.
 #[derive(Debug, Subcommand)]
 pub enum UsersCommand {
@@ -110,20 +112,20 @@ pub enum ProjectsCommand {
     /// Give somebody a role
     #[command(after_help = "Examples:
   towline projects add-iam-policy-binding team-a --member user:bob --role gatewayReader
-  towline projects add-iam-policy-binding team-a --member user:alice --role gatewayAdmin
+  towline projects add-iam-policy-binding team-a --member group:developers --role gatewayAdmin
+  towline projects add-iam-policy-binding team-a --member user:bob --role gatewayEditor \\
+    --condition expression=resource.labels.env=='dev',title=dev
 
 Roles: gatewayReader (get, list, watch, logs), gatewayEditor (and changes),
-gatewayAdmin (and exec, attach, cp, port-forward), owner (and memberships and roles).")]
+gatewayAdmin (and exec, attach, cp, port-forward), owner (and memberships and roles);
+all of them: towline iam roles list")]
     AddIamPolicyBinding {
         /// The project.
         #[arg(value_name = "PROJECT")]
         name: Project,
-        /// Who, user:NAME
-        #[arg(long, value_parser = principal)]
-        member: String,
-        /// What they may do
-        #[arg(long)]
-        role: String,
+        /// Who and what.
+        #[command(flatten)]
+        binding: BindingArgs,
     },
     /// Take a role from somebody
     #[command(after_help = "Examples:
@@ -132,12 +134,12 @@ gatewayAdmin (and exec, attach, cp, port-forward), owner (and memberships and ro
         /// The project.
         #[arg(value_name = "PROJECT")]
         name: Project,
-        /// Who, user:NAME
-        #[arg(long, value_parser = principal)]
-        member: String,
-        /// Which role
-        #[arg(long)]
-        role: String,
+        /// Who and what.
+        #[command(flatten)]
+        binding: BindingArgs,
+        /// Under whatever condition they have it
+        #[arg(long, conflicts_with = "condition")]
+        all: bool,
     },
     /// Show who has which role
     #[command(after_help = "Examples:

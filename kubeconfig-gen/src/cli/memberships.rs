@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{ArgAction, Args, Subcommand};
 use towline_proto::names::{Location, MembershipId};
 
-use super::{LocationArg, MembershipName, template};
+use super::{LocationArg, MembershipName, PolicyCommand, template};
 use crate::kubeconfig::template::Template;
 
 pub(super) const GET_CREDENTIALS_EXAMPLES: &str = "Examples:
@@ -57,9 +57,30 @@ pub enum MembershipsCommand {
         #[arg(short, long)]
         yes: bool,
     },
+    /// Change a membership's labels, which conditions in policies see as resource.labels
+    #[command(after_help = "Examples:
+  towline memberships update prod --labels env=prod,team=web
+  towline memberships update prod --remove-labels team")]
+    Update {
+        /// Which one.
+        #[command(flatten)]
+        membership: MembershipRef,
+        /// Labels to set
+        #[arg(long, value_name = "KEY=VALUE,…", value_delimiter = ',', value_parser = label)]
+        labels: Vec<(String, String)>,
+        /// Labels to take away
+        #[arg(long, value_name = "KEY,…", value_delimiter = ',')]
+        remove_labels: Vec<String>,
+        /// Take all labels away first
+        #[arg(long)]
+        clear_labels: bool,
+    },
     /// Write kubeconfig entries for clusters, so that kubectl goes through the gateway
     #[command(after_help = GET_CREDENTIALS_EXAMPLES)]
     GetCredentials(GetCredentials),
+    /// Who has which role on it.
+    #[command(flatten)]
+    Policy(PolicyCommand),
 }
 
 /// One membership.
@@ -84,6 +105,15 @@ pub struct Register {
     /// The membership exists: give it a new token; its agent's old key ends when the token is used
     #[arg(long)]
     pub renew: bool,
+    /// Labels of a new membership, which conditions in policies see
+    #[arg(
+        long,
+        value_name = "KEY=VALUE,…",
+        value_delimiter = ',',
+        value_parser = label,
+        conflicts_with = "renew"
+    )]
+    pub labels: Vec<(String, String)>,
     /// Where to write what the agent needs
     #[arg(
         long,
@@ -179,4 +209,11 @@ pub struct GetCredentials {
     /// Read from the environment only.
     #[arg(long = "search-path", env = "PATH", hide = true)]
     pub search_path: Option<OsString>,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE, for example env=prod".to_owned()),
+    }
 }

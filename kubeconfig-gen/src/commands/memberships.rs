@@ -3,7 +3,8 @@
 use towline_proto::{
     api::{
         DeleteMembershipRequest, DeleteMembershipResponse, GetMembershipRequest,
-        ListMembershipsRequest, ListMembershipsResponse, Membership, membership::State,
+        ListMembershipsRequest, ListMembershipsResponse, Membership, UpdateMembershipRequest,
+        membership::State,
     },
     names,
 };
@@ -11,11 +12,11 @@ use towline_proto::{
 use super::{
     Error,
     context::{Context, call, name_of},
-    get_credentials, register,
+    get_credentials, policy, register,
 };
 use crate::{
     api::Api,
-    cli::{MembershipRef, MembershipsCommand},
+    cli::{MembershipRef, MembershipsCommand, PolicyCommand},
     clock,
     output::remark,
     table::Table,
@@ -27,8 +28,71 @@ pub(super) async fn run(context: &Context, command: MembershipsCommand) -> Resul
         MembershipsCommand::List => list(context).await,
         MembershipsCommand::Describe(membership) => describe(context, &membership).await,
         MembershipsCommand::Delete { membership, yes } => delete(context, &membership, yes).await,
+        MembershipsCommand::Update {
+            membership,
+            labels,
+            remove_labels,
+            clear_labels,
+        } => {
+            let api = context.api()?;
+            let name = full(context, &api, &membership).await?;
+            let request = UpdateMembershipRequest {
+                project: name.project.to_string(),
+                location: name.location.to_string(),
+                name: name.id.to_string(),
+                labels: labels.into_iter().collect(),
+                remove_labels,
+                clear_labels,
+            };
+            let found: Membership = call(&api, "Memberships/Update", &request).await?;
+            let text = || format!("Labels of {name}: {}\n", labels_of(&found));
+            Ok(context.output.one(&found, &name.to_string(), text)?)
+        }
+        MembershipsCommand::Policy(command) => policies(context, command).await,
         MembershipsCommand::GetCredentials(args) => get_credentials::run(context, args).await,
     }
+}
+
+async fn policies(context: &Context, command: PolicyCommand) -> Result<(), Error> {
+    let api = context.api()?;
+    let (PolicyCommand::GetIamPolicy(membership)
+    | PolicyCommand::SetIamPolicy { membership, .. }
+    | PolicyCommand::AddIamPolicyBinding { membership, .. }
+    | PolicyCommand::RemoveIamPolicyBinding { membership, .. }) = &command;
+    let resource = full(context, &api, membership).await?.to_string();
+    match command {
+        PolicyCommand::GetIamPolicy(_) => policy::get(context, &resource).await,
+        PolicyCommand::SetIamPolicy { file, .. } => {
+            policy::set(context, &resource, "memberships", &file).await
+        }
+        PolicyCommand::AddIamPolicyBinding { binding, .. } => {
+            policy::add(context, &resource, &binding).await
+        }
+        PolicyCommand::RemoveIamPolicyBinding { binding, all, .. } => {
+            policy::remove(context, &resource, &binding, all).await
+        }
+    }
+}
+
+/// The whole name of what was typed.
+async fn full(
+    context: &Context,
+    api: &Api,
+    membership: &MembershipRef,
+) -> Result<names::Membership, Error> {
+    let location = membership.location.location.as_ref();
+    context.resolve(api, &membership.name, location).await
+}
+
+/// `env=prod,team=web`, by key.
+fn labels_of(membership: &Membership) -> String {
+    let mut labels: Vec<String> = membership
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    labels.sort();
+    labels.join(",")
 }
 
 async fn list(context: &Context) -> Result<(), Error> {
@@ -68,7 +132,7 @@ fn table(memberships: &[Membership], api: &Api, wide: bool, now: u64) -> Table {
         "SINCE",
     ];
     if wide {
-        titles.extend(["PROJECT", "SESSIONS", "SERVER"]);
+        titles.extend(["PROJECT", "SESSIONS", "LABELS", "SERVER"]);
     }
     let mut table = Table::new(titles);
     for membership in memberships {
@@ -88,6 +152,7 @@ fn table(memberships: &[Membership], api: &Api, wide: bool, now: u64) -> Table {
             cells.extend([
                 membership.project.clone(),
                 membership.sessions.to_string(),
+                labels_of(membership),
                 server,
             ]);
         }
@@ -119,6 +184,7 @@ async fn describe(context: &Context, membership: &MembershipRef) -> Result<(), E
             ("Location:", found.location.clone()),
             ("Status:", status(&found).to_owned()),
             ("Since:", since(found.state_since.as_ref(), now)),
+            ("Labels:", labels_of(&found)),
             ("Sessions:", found.sessions.to_string()),
             ("Kubernetes:", found.kubernetes_version.clone()),
             ("Agent:", found.agent_version.clone()),

@@ -2,26 +2,19 @@
 
 use towline_proto::{
     api::{
-        Binding, CreateProjectRequest, DeleteProjectRequest, DeleteProjectResponse,
-        GetIamPolicyRequest, ListProjectsRequest, ListProjectsResponse, Policy, Project,
-        SetIamPolicyRequest, from_json,
+        CreateProjectRequest, DeleteProjectRequest, DeleteProjectResponse, ListProjectsRequest,
+        ListProjectsResponse, Project,
     },
     names,
 };
 
 use super::{
     Error,
-    context::{Context, call, refused},
+    context::{Context, call},
     memberships::since,
+    policy,
 };
-use crate::{
-    api::{Api, CallError},
-    bounded,
-    cli::ProjectsCommand,
-    clock,
-    output::remark,
-    table::Table,
-};
+use crate::{cli::ProjectsCommand, clock, output::remark, table::Table};
 
 pub(super) async fn run(context: &Context, command: ProjectsCommand) -> Result<(), Error> {
     let api = context.api()?;
@@ -71,181 +64,19 @@ pub(super) async fn run(context: &Context, command: ProjectsCommand) -> Result<(
             remark(&format!("Deleted project {name}."));
             Ok(())
         }
-        ProjectsCommand::GetIamPolicy { name } => {
-            let policy = policy(&api, &name).await?;
-            show(context, &policy)
-        }
+        ProjectsCommand::GetIamPolicy { name } => policy::get(context, &resource(&name)).await,
         ProjectsCommand::SetIamPolicy { name, file } => {
-            let text = bounded::read_to_string(&file)
-                .map_err(|e| Error::Read(file.display().to_string(), e))?;
-            let policy = parse(&text).map_err(|e| refused(format!("{}: {e}", file.display())))?;
-            if policy.etag.is_empty() {
-                return Err(refused(format!(
-                    "{} has no etag, so a change made meanwhile would be lost; \
-                     begin with: towline projects get-iam-policy {name} -o yaml > FILE",
-                    file.display()
-                )));
-            }
-            let request = SetIamPolicyRequest {
-                project: name.to_string(),
-                policy: Some(policy),
-            };
-            let policy: Policy = call(&api, "Projects/SetIamPolicy", &request).await?;
-            show(context, &policy)
+            policy::set(context, &resource(&name), "projects", &file).await
         }
-        ProjectsCommand::AddIamPolicyBinding { name, member, role } => {
-            change(context, &api, &name, |policy| {
-                Ok(add(policy, &role, &member))
-            })
-            .await
+        ProjectsCommand::AddIamPolicyBinding { name, binding } => {
+            policy::add(context, &resource(&name), &binding).await
         }
-        ProjectsCommand::RemoveIamPolicyBinding { name, member, role } => {
-            change(context, &api, &name, |policy| {
-                if remove(policy, &role, &member) {
-                    Ok(true)
-                } else {
-                    Err(refused(format!(
-                        "{member} does not have {role} on project {name}; nothing was changed"
-                    )))
-                }
-            })
-            .await
+        ProjectsCommand::RemoveIamPolicyBinding { name, binding, all } => {
+            policy::remove(context, &resource(&name), &binding, all).await
         }
     }
 }
 
-/// Reads, changes and writes a policy; again when somebody else was faster.
-async fn change(
-    context: &Context,
-    api: &Api,
-    project: &names::Project,
-    edit: impl Fn(&mut Policy) -> Result<bool, Error>,
-) -> Result<(), Error> {
-    let mut tries = TRIES;
-    loop {
-        let mut policy = policy(api, project).await?;
-        if !edit(&mut policy)? {
-            return show(context, &policy);
-        }
-        let request = SetIamPolicyRequest {
-            project: project.to_string(),
-            policy: Some(policy),
-        };
-        match call(api, "Projects/SetIamPolicy", &request).await {
-            Ok(policy) => return show(context, &policy),
-            Err(Error::Call(CallError::Refused(refusal)))
-                if refusal.code == "aborted" && tries > 0 =>
-            {
-                tries -= 1
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-async fn policy(api: &Api, project: &names::Project) -> Result<Policy, Error> {
-    call(
-        api,
-        "Projects/GetIamPolicy",
-        &GetIamPolicyRequest {
-            project: project.to_string(),
-        },
-    )
-    .await
-}
-
-/// Whether it made a difference.
-fn add(policy: &mut Policy, role: &str, member: &str) -> bool {
-    match policy
-        .bindings
-        .iter_mut()
-        .find(|binding| binding.role == role)
-    {
-        Some(binding) if binding.members.iter().any(|known| known == member) => false,
-        Some(binding) => {
-            binding.members.push(member.to_owned());
-            true
-        }
-        None => {
-            policy.bindings.push(Binding {
-                role: role.to_owned(),
-                members: vec![member.to_owned()],
-            });
-            true
-        }
-    }
-}
-
-/// Whether it made a difference.
-fn remove(policy: &mut Policy, role: &str, member: &str) -> bool {
-    let mut removed = false;
-    for binding in policy
-        .bindings
-        .iter_mut()
-        .filter(|binding| binding.role == role)
-    {
-        let before = binding.members.len();
-        binding.members.retain(|known| known != member);
-        removed |= binding.members.len() < before;
-    }
-    policy
-        .bindings
-        .retain(|binding| !binding.members.is_empty());
-    removed
-}
-
-/// JSON is YAML too.
-fn parse(text: &str) -> Result<Policy, String> {
-    let tree: serde_json::Value =
-        serde_saphyr::from_str(text).map_err(|e| e.without_snippet().to_string())?;
-    from_json(tree.to_string().as_bytes()).map_err(|e| e.to_string())
-}
-
-fn show(context: &Context, policy: &Policy) -> Result<(), Error> {
-    let text = || {
-        let mut table = Table::new(["ROLE", "MEMBER"]);
-        for binding in &policy.bindings {
-            for member in &binding.members {
-                table.row([binding.role.clone(), member.clone()]);
-            }
-        }
-        table.render()
-    };
-    Ok(context.output.one(policy, &policy.etag, text)?)
-}
-
-/// As often as somebody else may be faster.
-const TRIES: usize = 5;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bindings_come_and_go() {
-        let mut policy = Policy {
-            etag: "e".into(),
-            ..Policy::default()
-        };
-        assert!(add(&mut policy, "owner", "user:a"));
-        assert!(add(&mut policy, "owner", "user:b"));
-        assert!(!add(&mut policy, "owner", "user:b"));
-        assert_eq!(policy.bindings.len(), 1);
-        assert!(!remove(&mut policy, "owner", "user:c"));
-        assert!(remove(&mut policy, "owner", "user:a"));
-        assert!(remove(&mut policy, "owner", "user:b"));
-        assert!(policy.bindings.is_empty());
-    }
-
-    #[test]
-    fn a_policy_is_read_as_it_is_printed() {
-        let text = "bindings:\n- role: owner\n  members:\n  - user:a\netag: '1'\n";
-        let policy = parse(text).unwrap();
-        assert_eq!(
-            (policy.bindings[0].members[0].as_str(), policy.etag.as_str()),
-            ("user:a", "1")
-        );
-        assert_eq!(parse(r#"{"etag": "1"}"#).unwrap().etag, "1");
-        assert!(parse("bindigns: []").unwrap_err().contains("bindigns"));
-    }
+fn resource(project: &names::Project) -> String {
+    format!("projects/{project}")
 }

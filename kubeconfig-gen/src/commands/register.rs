@@ -44,6 +44,7 @@ pub(super) async fn run(context: &Context, args: Register) -> Result<(), Error> 
         location: location.to_string(),
         name: args.name.to_string(),
         renew: args.renew,
+        labels: args.labels.iter().cloned().collect(),
     };
     let answer: Result<RegisterResponse, Error> =
         call(&api, "Memberships/Register", &request).await;

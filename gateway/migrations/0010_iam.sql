@@ -1,0 +1,39 @@
+-- Policies of projects and of what is in them, by the resource's name. A document each: a policy is always read and
+-- written as a whole, under its etag.
+CREATE TABLE policies (
+    resource TEXT NOT NULL PRIMARY KEY,
+    project  TEXT NOT NULL REFERENCES projects (name) ON DELETE CASCADE,
+    etag     TEXT NOT NULL,
+    -- JSON: [{"role": …, "members": […], "condition": {"title": …, "description": …, "expression": …}}]
+    bindings TEXT NOT NULL
+);
+
+INSERT INTO policies (resource, project, etag, bindings)
+SELECT 'projects/' || name, name, etag, (
+    SELECT json_group_array(json_object('role', role, 'members', json(members)))
+    FROM (
+        SELECT role, json_group_array(member) AS members
+        FROM (SELECT role, member FROM bindings WHERE project = projects.name ORDER BY position)
+        GROUP BY role
+    )
+)
+FROM projects;
+
+DROP TABLE bindings;
+ALTER TABLE projects DROP COLUMN etag;
+
+-- A project's own roles.
+CREATE TABLE roles (
+    project     TEXT   NOT NULL REFERENCES projects (name) ON DELETE CASCADE,
+    name        TEXT   NOT NULL,
+    title       TEXT   NOT NULL,
+    description TEXT   NOT NULL,
+    -- Names, separated by spaces.
+    permissions TEXT   NOT NULL,
+    etag        TEXT   NOT NULL,
+    created     BIGINT NOT NULL,
+    PRIMARY KEY (project, name)
+);
+
+-- JSON: {"env": "prod"}
+ALTER TABLE memberships ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';
