@@ -1,7 +1,5 @@
 //! `towline iam explain`: what IAM and the cluster say, in sentences.
 
-use std::fmt::Write as _;
-
 use towline_proto::api::{
     ConsideredBinding, ExplainRequest, ExplainResponse, cluster_answer::State,
 };
@@ -36,18 +34,16 @@ fn told(request: &ExplainRequest, answer: &ExplainResponse) -> String {
     } = request;
     let mut text = String::new();
     let verdict = if answer.allowed { "yes" } else { "no" };
-    drop(writeln!(
-        text,
+    text += &line(format!(
         "IAM:   {verdict}; {} needs {} on {membership}",
         what(request),
         answer.permission
     ));
     for binding in &answer.bindings {
-        drop(writeln!(text, "       {}", sentence(member, binding)));
+        text += &line(format!("       {}", sentence(member, binding)));
     }
     if answer.bindings.is_empty() {
-        drop(writeln!(
-            text,
+        text += &line(format!(
             "       no binding gives {member} a role with it; roles with it: {}",
             answer.roles.join(", ")
         ));
@@ -71,14 +67,17 @@ fn told(request: &ExplainRequest, answer: &ExplainResponse) -> String {
     } else {
         format!("; {reason}")
     };
-    drop(writeln!(text, "RBAC:  {verdict}{reason}"));
-    drop(writeln!(
-        text,
+    text += &line(format!("RBAC:  {verdict}{reason}"));
+    text += &line(format!(
         "       asked as user {:?}{}",
         answer.username,
         groups(answer)
     ));
     text
+}
+
+fn line(text: String) -> String {
+    text + "\n"
 }
 
 /// `create pods/exec in web`.
