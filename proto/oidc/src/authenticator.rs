@@ -192,6 +192,8 @@ impl Jwt {
             certificate_authority: entry.issuer.certificate_authority.clone(),
             jwks: None,
             allow_http: rules.allow_http,
+            // Where the operator says.
+            public_addresses: false,
         };
         let known = previous
             .iter()

@@ -7,6 +7,7 @@
 //! Consequence: what a refusal says about expiry or audience is the token's own word; it is only
 //! ever used to refuse.
 
+mod addresses;
 mod source;
 
 use std::sync::Arc;
@@ -42,6 +43,9 @@ pub struct IssuerConfiguration {
     pub jwks: Option<String>,
     /// `http://` is taken: for tests.
     pub allow_http: bool,
+    /// Nothing is fetched from private, loopback or link-local addresses: for issuers that a
+    /// stranger names.
+    pub public_addresses: bool,
 }
 
 /// An issuer and what is known of its keys. Use it inside a tokio runtime.

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::IssuerConfiguration;
+use super::addresses::{self, PublicOnly};
 use crate::configuration::Invalid;
 use crate::keys::KeySet;
 
@@ -55,6 +56,7 @@ struct Endpoint {
     issuer: String,
     discovery: String,
     allow_http: bool,
+    public_addresses: bool,
     client: Client,
 }
 
@@ -88,6 +90,7 @@ impl Source {
                 issuer: configuration.url.clone(),
                 discovery: discovery_url(configuration),
                 allow_http: configuration.allow_http,
+                public_addresses: configuration.public_addresses,
                 client: client(configuration)?,
             }),
             certificate_authority: configuration.certificate_authority.clone(),
@@ -101,6 +104,7 @@ impl Source {
         self.endpoint.issuer == configuration.url
             && self.endpoint.discovery == discovery_url(configuration)
             && self.endpoint.allow_http == configuration.allow_http
+            && self.endpoint.public_addresses == configuration.public_addresses
             && self.certificate_authority == configuration.certificate_authority
     }
 
@@ -218,6 +222,11 @@ impl Endpoint {
     /// A document and how long it is fresh.
     async fn get(&self, url: &str) -> Result<(Vec<u8>, Duration), String> {
         let failed = |error: reqwest::Error| format!("GET {url}: {}", chain(&error));
+        if self.public_addresses {
+            addresses::check(url)
+                .await
+                .map_err(|reason| format!("GET {url}: {reason}"))?;
+        }
         let mut response = self.client.get(url).send().await.map_err(failed)?;
         if response.status() != StatusCode::OK {
             return Err(format!("GET {url}: {}", response.status()));
@@ -278,6 +287,9 @@ fn client(configuration: &IssuerConfiguration) -> Result<Client, Invalid> {
                 attempt.error("redirected to another host, or too often")
             }
         }));
+    if configuration.public_addresses {
+        builder = builder.dns_resolver(Arc::new(PublicOnly));
+    }
     if let Some(pem) = &configuration.certificate_authority {
         let certificates = read_certificates(pem)
             .map_err(|reason| Invalid::one("certificateAuthority", reason))?;
