@@ -1,6 +1,6 @@
 //! The management API: gRPC, and JSON on the same paths.
 //!
-//! Each service of `towline/v1/towline.proto` is a file below; `caller` decides who may, `json` lets HTTP/1.1
+//! Each service of `towline/v1/*.proto` is a file below; `caller` decides who may, `json` lets HTTP/1.1
 //! clients and those without gRPC in.
 
 use std::{sync::Arc, time::Duration};
@@ -15,7 +15,9 @@ use towline_proto::{
     api::{
         enrolment_server::EnrolmentServer, iam_server::IamServer, identity_server::IdentityServer,
         memberships_server::MembershipsServer, projects_server::ProjectsServer,
-        quotas_server::QuotasServer, streams_server::StreamsServer, users_server::UsersServer,
+        quotas_server::QuotasServer, service_accounts_server::ServiceAccountsServer,
+        streams_server::StreamsServer, users_server::UsersServer,
+        workload_identity_server::WorkloadIdentityServer,
     },
     body::Aborted,
 };
@@ -30,8 +32,10 @@ mod json;
 mod memberships;
 mod projects;
 mod quotas;
+mod service_accounts;
 mod streams;
 mod users;
+mod workload_identity;
 
 /// How long a call may take, its message's arrival included: nobody is known before that.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -117,6 +121,18 @@ impl Api {
             }
             "towline.v1.Quotas" => {
                 QuotasServer::new(api)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .call(request)
+                    .await
+            }
+            "towline.v1.ServiceAccounts" => {
+                ServiceAccountsServer::new(api)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .call(request)
+                    .await
+            }
+            "towline.v1.WorkloadIdentity" => {
+                WorkloadIdentityServer::new(api)
                     .max_decoding_message_size(MAX_MESSAGE)
                     .call(request)
                     .await

@@ -8,6 +8,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin,
     agents::SeenHellos,
+    authn::{
+        people::{People, PeopleError},
+        standing::Grounds,
+        workload::Workloads,
+    },
     clock::Clock,
     config::Config,
     keys::Keys,
@@ -34,6 +39,10 @@ pub struct Gateway {
     pub keys: Arc<Keys>,
     /// Users, policies, memberships.
     pub store: Store,
+    /// Issuers of people besides the gateway's own.
+    pub people: Arc<People>,
+    /// Issuers of workloads.
+    pub workloads: Workloads,
     /// Agents' sessions.
     pub tunnels: Tunnels,
     /// What is in use.
@@ -82,6 +91,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The file with other issuers.
+    #[error(transparent)]
+    People(#[from] PeopleError),
     /// The database.
     #[error("the database can't be used")]
     Store(#[source] StoreError),
@@ -122,6 +134,7 @@ impl Gateway {
             })?),
             None => None,
         };
+        let people = Arc::new(People::load(&config)?);
         // What a gateway that died left behind.
         store
             .all_disconnected(clock.unix())
@@ -133,11 +146,13 @@ impl Gateway {
             quotas: Quotas::new(config.limits, store.clone()),
             live: Live::new(clock.clone()),
             login: login::State::new(&config),
+            workloads: Workloads::new(),
             config,
             clock,
             certificate_authority,
             keys,
             store,
+            people,
             tunnels: Tunnels::default(),
             slow: SlowReaders::default(),
             hellos: SeenHellos::default(),
@@ -155,6 +170,7 @@ impl Gateway {
             own(admin::run(Arc::clone(&gateway), admin_listener)),
             own(Arc::clone(&gateway.keys).renew()),
             own(gateway.quotas.clone().forget_idle()),
+            own(Arc::clone(&gateway.people).watch(gateway.store.clone(), gateway.clock.clone())),
             own(gateway.slow.clone().bound(gateway.live.clone())),
         ];
         if let Some(certificate) = certificate {
@@ -167,6 +183,17 @@ impl Gateway {
             admin,
             loops,
         })
+    }
+}
+
+impl Gateway {
+    /// What callers' standings are looked at against.
+    pub(crate) fn grounds(&self) -> Grounds {
+        Grounds {
+            store: self.store.clone(),
+            clock: self.clock.clone(),
+            people: Arc::clone(&self.people),
+        }
     }
 }
 

@@ -2,22 +2,30 @@
 //!
 //! Threat: a token is shown where it doesn't belong, or its owner is gone.
 //! Decision: a token names its audience: the whole gateway, or one membership, at which alone it is good.
-//! The user is looked up on every request, so a disabled user is out at once and group changes are in.
+//! Whom it speaks for is looked up on every request (`standing`), so a disabled user is out at once and group
+//! changes are in.
 //! Consequence: tokens stay small, whatever the number of groups.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use http::{HeaderMap, header};
-use towline_proto::names::Membership;
+use towline_proto::names::{Membership, Project};
 
 use crate::{
     app::Gateway,
-    error::Refused,
+    error::{Refused, who},
     iam::{Member, Principal, Which},
-    login::{self, Audience},
+    login::{self, AccessToken, Audience},
+    store::StoreError,
     target::{Place, Target},
 };
+
+use standing::{Grounds, Lost, Standing};
+
+pub mod people;
+pub mod standing;
+pub mod workload;
 
 /// How browsers send a bearer token with a WebSocket: as a subprotocol that kube-apiserver knows too.
 pub const BEARER_SUBPROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
@@ -83,7 +91,17 @@ impl Identity {
 #[derive(Debug, Clone)]
 pub struct Caller {
     identity: Arc<Identity>,
+    session: Arc<Session>,
     membership: Membership,
+}
+
+/// What a verified token stands for.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// The row of the sign-in, where there is one.
+    id: Option<String>,
+    standing: Standing,
+    grounds: Grounds,
 }
 
 impl Caller {
@@ -95,6 +113,30 @@ impl Caller {
     /// The membership that the request is for.
     pub const fn membership(&self) -> &Membership {
         &self.membership
+    }
+
+    /// Who the caller is as things are now, and whether that rests on a condition on the time; `None` where the store
+    /// can't tell. A token that only ended takes nothing from a stream that began with it.
+    ///
+    /// # Errors
+    /// Why the caller isn't who they were.
+    pub(crate) async fn now(&self) -> Result<Option<(Arc<Identity>, bool)>, String> {
+        let Session {
+            id,
+            standing,
+            grounds,
+        } = &*self.session;
+        if let Some(id) = id
+            && let Ok(Some(sign_in)) = grounds.store.sign_in(id).await
+            && sign_in.revoked
+        {
+            return Err(format!("{} signed out", who(&standing.base.principal())));
+        }
+        match standing.now(grounds).await {
+            Ok((identity, timed)) => Ok(Some((Arc::new(identity), timed))),
+            Err(Lost::Store(_)) => Ok(None),
+            Err(lost) => Err(lost.to_string()),
+        }
     }
 }
 
@@ -110,37 +152,152 @@ pub async fn identify(
     let Some(token) = bearer(headers)? else {
         return Err(Refused::NoToken(gateway.config.public_url.to_string()));
     };
-    let token = login::verify_access_token(gateway, &token)
-        .map_err(|error| Refused::Token(error.to_string()))?;
-    let membership = match (&target.place, token.audience) {
-        (Place::Named(named), Audience::Gateway) => named.clone(),
-        (Place::Named(named), Audience::Membership(own)) if *named == own => own,
-        (Place::Named(_), Audience::Membership(own)) => return Err(Refused::Audience(own)),
-        (Place::OfToken, Audience::Membership(own)) => own,
-        (Place::OfToken, Audience::Gateway) => {
-            return Err(Refused::NotFound(target.path.chars().take(200).collect()));
-        }
+    let (membership, (session, identity)) = match login::verify_access_token(gateway, &token) {
+        Ok(token) => (
+            membership(target, &token.audience)?,
+            of_token(gateway, &token).await?,
+        ),
+        Err(error) => match &target.place {
+            Place::Named(named) if error.is_anothers() => {
+                let direct = direct(gateway, Some(&named.project), &token).await?;
+                let (standing, _) = direct.ok_or_else(|| Refused::Token(error.to_string()))?;
+                (named.clone(), session(gateway, None, standing).await?)
+            }
+            _ => return Err(Refused::Token(error.to_string())),
+        },
     };
-    let identity = of_token(gateway, &token.user).await?;
     Ok(Caller {
         identity: Arc::new(identity),
+        session: Arc::new(session),
         membership,
     })
+}
+
+/// The membership that a request is for: the URL's, or that of a token for one alone.
+fn membership(target: &Target, audience: &Audience) -> Result<Membership, Refused> {
+    match (&target.place, audience) {
+        (Place::Named(named), Audience::Gateway) => Ok(named.clone()),
+        (Place::Named(named), Audience::Membership(own)) if named == own => Ok(own.clone()),
+        (Place::Named(_), Audience::Membership(own)) => Err(Refused::Audience(own.clone())),
+        (Place::OfToken, Audience::Membership(own)) => Ok(own.clone()),
+        (Place::OfToken, Audience::Gateway) => {
+            Err(Refused::NotFound(target.path.chars().take(200).collect()))
+        }
+    }
+}
+
+/// Whom a workload's own token names that came as the bearer token, and until when it is good (Unix seconds); `None`
+/// where no provider takes any. Only providers of the URL's project are asked; without a URL, the one that the token
+/// is for.
+///
+/// # Errors
+/// 401 with the check that failed.
+pub(crate) async fn direct(
+    gateway: &Gateway,
+    project: Option<&Project>,
+    token: &str,
+) -> Result<Option<(Standing, u64)>, Refused> {
+    let Gateway { config, clock, .. } = gateway;
+    let internal = |error: StoreError| Refused::Internal(error.to_string());
+    let Ok(issuer) = towline_oidc::unverified_issuer(token) else {
+        return Ok(None);
+    };
+    let mut candidates = match project {
+        Some(project) => gateway
+            .store
+            .providers(project)
+            .await
+            .map_err(internal)?
+            .to_vec(),
+        None => {
+            let mut named = Vec::new();
+            for provider in workload::audiences(config, token) {
+                named.extend(gateway.store.provider(&provider).await.map_err(internal)?);
+            }
+            named
+        }
+    };
+    candidates.retain(|row| row.settings.direct && !row.disabled && !row.pool_disabled);
+    if candidates.is_empty() {
+        return Ok(None);
+    }
+    let mut refused = workload::Refused::NoDirect {
+        issuer: issuer.chars().take(200).collect(),
+    };
+    for row in candidates
+        .iter()
+        .filter(|row| row.settings.issuer == issuer)
+    {
+        match gateway
+            .workloads
+            .authenticate(config, clock, row, token)
+            .await
+        {
+            Ok(found) => return Ok(Some(found)),
+            // Of several the one whose audience fits has the word.
+            Err(other) if !refused.is_audience() && !refused.is_no_direct() => drop(other),
+            Err(other) => refused = other,
+        }
+    }
+    Err(Refused::Token(refused.to_string()))
 }
 
 /// Whom a verified token speaks for, as things are now.
 ///
 /// # Errors
-/// 401 where they are gone or disabled.
-pub(crate) async fn of_token(gateway: &Gateway, user: &str) -> Result<Identity, Refused> {
-    match gateway.store.user(user).await {
-        Ok(Some(user)) if !user.disabled => Ok(Identity {
-            issuer: login::issuer(&gateway.config),
-            ..Identity::user(user.name, user.groups)
-        }),
-        Ok(Some(_)) => Err(Refused::Token(format!("user {user:?} is disabled"))),
-        Ok(None) => Err(Refused::Token(format!("user {user:?} does not exist"))),
-        Err(error) => Err(Refused::Internal(error.to_string())),
+/// 401 where they are gone or disabled, or may no longer act as whom they act as.
+pub(crate) async fn of_token(
+    gateway: &Gateway,
+    token: &AccessToken,
+) -> Result<(Session, Identity), Refused> {
+    let (standing, _) = standing(gateway, token).await?;
+    session(gateway, token.sign_in.clone(), standing).await
+}
+
+/// The caller that a standing makes, as things are now.
+///
+/// # Errors
+/// 401 where it doesn't hold.
+pub(crate) async fn session(
+    gateway: &Gateway,
+    id: Option<String>,
+    standing: Standing,
+) -> Result<(Session, Identity), Refused> {
+    let grounds = gateway.grounds();
+    match standing.identity(&grounds).await {
+        Ok(identity) => Ok((
+            Session {
+                id,
+                standing,
+                grounds,
+            },
+            identity,
+        )),
+        Err(Lost::Store(error)) => Err(Refused::Internal(error.to_string())),
+        Err(lost) => Err(Refused::Token(lost.to_string())),
+    }
+}
+
+/// What a verified token stands for, and the family of its sign-in.
+///
+/// # Errors
+/// 401 where its sign-in is over.
+pub(crate) async fn standing(
+    gateway: &Gateway,
+    token: &AccessToken,
+) -> Result<(Standing, Option<String>), Refused> {
+    let Some(id) = &token.sign_in else {
+        let issuer = login::issuer(&gateway.config);
+        return Ok((Standing::local(token.subject.clone(), issuer), None));
+    };
+    let sign_in = gateway.store.sign_in(id).await;
+    match sign_in.map_err(|error| Refused::Internal(error.to_string()))? {
+        Some(sign_in) if !sign_in.revoked => {
+            Ok((sign_in.standing.clone(), Some(sign_in.family.clone())))
+        }
+        _ => Err(Refused::Token(
+            "its sign-in was ended; run: towline login".to_owned(),
+        )),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     authn::{Caller, Identity},
     clock::Clock,
     error::Refused,
-    iam::{Attributes, Decision, Permission, Principal, Resource},
+    iam::{Attributes, Decision, Permission, Resource},
     store::{MembershipRow, Store},
     target::{Kind, Place, RequestInfo, Target},
 };
@@ -29,6 +29,8 @@ const TIMED_RECHECK: Duration = Duration::from_secs(2);
 /// The right of one caller to one request. Made by [`permit`] and [`review`] alone.
 #[derive(Debug)]
 pub struct Permit {
+    /// Who can be looked at again; nobody where one asks about another.
+    caller: Option<Caller>,
     identity: Arc<Identity>,
     membership: Membership,
     target: Target,
@@ -68,6 +70,7 @@ pub async fn permit(gateway: &Gateway, caller: Caller, target: Target) -> Result
     Ok(Permit {
         identity: Arc::clone(identity),
         membership: membership.clone(),
+        caller: Some(caller),
         target,
         store,
         clock,
@@ -101,6 +104,7 @@ pub async fn review(
     };
     let decision = decide(&store, &clock, &asker, membership, &target).await?;
     Ok(Permit {
+        caller: None,
         identity: Arc::new(subject),
         membership: membership.clone(),
         target,
@@ -208,6 +212,7 @@ impl Permit {
     /// Resolves with the reason when the permission, the user or the membership is gone.
     pub fn revoked(&self) -> impl Future<Output = String> + Send + 'static {
         let Self {
+            caller,
             identity,
             membership,
             target,
@@ -217,7 +222,8 @@ impl Permit {
             decision,
             asker: _,
         } = self;
-        let (identity, membership, target, store, clock, mut changes, mut timed) = (
+        let (caller, identity, membership, target, store, clock, mut changes, mut timed) = (
+            caller.clone(),
             Arc::clone(identity),
             membership.clone(),
             target.clone(),
@@ -228,8 +234,8 @@ impl Permit {
         );
         async move {
             loop {
-                match still(&store, &clock, &identity, &membership, &target).await {
-                    Ok(Some(decision)) => timed = decision.timed(),
+                match still(&store, &clock, caller.as_ref(), &identity, &membership, &target).await {
+                    Ok(Some(rests)) => timed = rests,
                     // A store that can't answer decides nothing about a stream that was permitted.
                     Ok(None) => {}
                     Err(reason) => return reason,
@@ -251,40 +257,27 @@ impl Permit {
     }
 }
 
-/// Whether the caller is still who they were, and may what they might; `None` where the store can't tell.
+/// Whether the caller is still who they were, and may what they might, and whether that rests on the time; `None` where
+/// the store can't tell.
 async fn still(
     store: &Store,
     clock: &Clock,
+    caller: Option<&Caller>,
     identity: &Arc<Identity>,
     membership: &Membership,
     target: &Target,
-) -> Result<Option<Decision>, String> {
-    let identity = match now(store, identity).await {
-        Ok(Some(identity)) => identity,
-        Ok(None) => return Ok(None),
-        Err(reason) => return Err(reason),
+) -> Result<Option<bool>, String> {
+    let (identity, timed) = match caller {
+        Some(caller) => match caller.now().await? {
+            Some(now) => now,
+            None => return Ok(None),
+        },
+        None => (Arc::clone(identity), false),
     };
     match decide(store, clock, &identity, membership, target).await {
-        Ok(decision) => Ok(Some(decision)),
+        Ok(decision) => Ok(Some(timed || decision.timed())),
         Err(Refused::Internal(_)) => Ok(None),
         Err(refused) => Err(refused.to_string()),
-    }
-}
-
-/// The caller as they are now: a user of the gateway's own may be disabled, and in other groups.
-async fn now(store: &Store, identity: &Arc<Identity>) -> Result<Option<Arc<Identity>>, String> {
-    let Principal::User(name) = &identity.principal else {
-        return Ok(Some(Arc::clone(identity)));
-    };
-    match store.user(name).await {
-        Ok(Some(user)) if user.disabled => Err(format!("user {name:?} was disabled")),
-        Ok(None) => Err(format!("user {name:?} was deleted")),
-        Ok(Some(user)) if user.groups == identity.groups => Ok(Some(Arc::clone(identity))),
-        Ok(Some(user)) => Ok(Some(Arc::new(Identity {
-            groups: user.groups,
-            ..Identity::clone(identity)
-        }))),
-        Err(_) => Ok(None),
     }
 }
 

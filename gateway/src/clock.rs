@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// Where the time comes from.
@@ -24,14 +24,19 @@ impl Clock {
         (Self::Fixed(Arc::clone(&now)), now)
     }
 
-    /// Now, in Unix seconds.
-    pub fn unix(&self) -> u64 {
+    /// Now.
+    pub fn now(&self) -> SystemTime {
         match self {
             #[expect(clippy::disallowed_methods, reason = "this is the clock")]
-            Self::System => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| since.as_secs()),
-            Self::Fixed(now) => now.load(Ordering::SeqCst),
+            Self::System => SystemTime::now(),
+            Self::Fixed(now) => UNIX_EPOCH + Duration::from_secs(now.load(Ordering::SeqCst)),
         }
+    }
+
+    /// Now, in Unix seconds.
+    pub fn unix(&self) -> u64 {
+        self.now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs())
     }
 }

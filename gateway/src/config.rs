@@ -19,6 +19,10 @@ use crate::quota::{Defaults, MOST_LIMIT};
 /// The least that may be held for callers who don't read, in bytes: a few answers.
 const LEAST_HELD: u64 = 16 * 1024 * 1024;
 
+mod identity;
+
+pub use identity::{FederationFile, Login, LoginFile};
+
 /// The configuration file, and what flags put over it. Every key but `public_url` and `tls` has a default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,6 +47,13 @@ pub struct File {
     pub limits: Option<Defaults>,
     /// How long tokens are good.
     pub tokens: Option<TokensFile>,
+    /// A file with Kubernetes' `AuthenticationConfiguration`: issuers of people besides the gateway's own. Read again
+    /// when it changes.
+    pub authentication_config: Option<PathBuf>,
+    /// Where `towline login` sends people; each issuer has to be in `authentication_config`.
+    pub login: Option<Vec<LoginFile>>,
+    /// Workload identity.
+    pub federation: Option<FederationFile>,
 }
 
 /// `[tls]`.
@@ -92,6 +103,12 @@ pub struct Config {
     pub limits: Defaults,
     /// How long tokens are good.
     pub tokens: Tokens,
+    /// Issuers of people besides the gateway's own.
+    pub authentication_config: Option<PathBuf>,
+    /// Where `towline login` sends people.
+    pub logins: Vec<Login>,
+    /// Issuers of workloads that may have addresses within.
+    pub allow_issuers: Vec<String>,
 }
 
 /// The public port's certificate, in PEM files.
@@ -264,6 +281,16 @@ impl File {
         let sign_in = check.or("tokens.sign_in", tokens.sign_in.as_deref(), "30d", |text| {
             within(text, least, most)
         });
+        let logins = identity::logins(&mut check, self.login.as_deref().unwrap_or_default());
+        let federation = self.federation.as_ref();
+        let allow_issuers = federation
+            .and_then(|federation| federation.allow_issuers.as_ref())
+            .into_iter()
+            .flatten()
+            .filter_map(|url| {
+                check.required("federation.allow_issuers", Some(url), identity::issuer)
+            })
+            .collect();
         match (
             public_url,
             listen,
@@ -301,6 +328,12 @@ impl File {
                     idle,
                     sign_in,
                 },
+                authentication_config: self
+                    .authentication_config
+                    .as_ref()
+                    .map(|file| base.join(file)),
+                logins,
+                allow_issuers,
             }),
             _ => Err(ConfigError::Values {
                 file: path.to_owned(),
@@ -351,6 +384,9 @@ impl fmt::Debug for Config {
             .field("drain_limit", &self.drain_limit)
             .field("limits", &self.limits)
             .field("tokens", &self.tokens)
+            .field("authentication_config", &self.authentication_config)
+            .field("logins", &self.logins)
+            .field("allow_issuers", &self.allow_issuers)
             .finish()
     }
 }
@@ -515,6 +551,9 @@ mod tests {
             drain_limit = "2m"
             limits = { streams_per_principal = 10 }
             tokens = { access = "1h", idle = "12h", sign_in = "1d" }
+            authentication_config = "authentication.yaml"
+            login = [{ name = "sso", issuer = "https://sso.example/realms/a", client_id = "towline" }]
+            federation.allow_issuers = ["https://gitlab.internal"]
             "#,
         )
         .unwrap();
@@ -546,6 +585,22 @@ mod tests {
                 sign_in: Duration::from_secs(24 * 3600),
             }
         );
+        assert_eq!(
+            config.authentication_config.as_deref(),
+            Some(Path::new("/etc/towline/authentication.yaml"))
+        );
+        let scopes = ["openid", "email", "profile", "offline_access"];
+        assert_eq!(
+            config.logins,
+            [Login {
+                name: "sso".into(),
+                issuer: "https://sso.example/realms/a".into(),
+                client_id: "towline".into(),
+                scopes: scopes.map(str::to_owned).to_vec(),
+                audience: None,
+            }]
+        );
+        assert_eq!(config.allow_issuers, ["https://gitlab.internal"]);
     }
 
     #[test]
@@ -558,7 +613,8 @@ mod tests {
             "the configuration /etc/towline/gateway.toml can't be used\n\
              TOML parse error at line 3, column 1\n  |\n3 | listn = \"x\"\n  | ^^^^^\n\
              unknown field `listn`, expected one of `public_url`, `listen`, `admin_listen`, `state_dir`, `tls`, \
-             `certificate_authority`, `trusted_proxies`, `drain_limit`, `limits`, `tokens`\n"
+             `certificate_authority`, `trusted_proxies`, `drain_limit`, `limits`, `tokens`, `authentication_config`, `login`, \
+             `federation`\n"
         );
         let error = check("listen = 1").unwrap_err().to_string();
         assert!(error.contains("line 1, column 10"), "{error}");
@@ -577,6 +633,11 @@ mod tests {
             limits.streams_per_project = 0
             tokens.access = "2d"
             tokens.idle = "7w"
+            federation.allow_issuers = ["gitlab.internal"]
+            [[login]]
+            name = "s s o"
+            issuer = "http://sso.example"
+            scopes = ["email"]
             "#,
         )
         .unwrap_err();
@@ -591,7 +652,12 @@ mod tests {
   limits.streams_per_project = "0": must be 1 or more
   drain_limit = "60": is not a number with a unit: 90s, 10m, 12h, 7d
   tokens.access = "2d": is not between 60 and 43200 seconds
-  tokens.idle = "7w": is not a number with a unit: 90s, 10m, 12h, 7d"#
+  tokens.idle = "7w": is not a number with a unit: 90s, 10m, 12h, 7d
+  login.name = "s s o": is not 1 to 63 of letters, digits, -, _ and .
+  login.issuer = "http://sso.example": does not begin with https://
+  login.client_id: is missing
+  login.scopes = "email": lacks openid, without which there is no ID token
+  federation.allow_issuers = "gitlab.internal": is not a URL: relative URL without a base"#
         );
     }
 

@@ -11,11 +11,13 @@
 //! | --- | --- |
 //! | `.well-known/openid-configuration`, `jwks` | where things are, and the keys of access tokens |
 //! | `authorize` | the form, and the redirect with a code |
-//! | `token`, `revoke` | codes and refresh tokens for access tokens, and their end |
+//! | `token`, `revoke` | codes, refresh tokens and other issuers' tokens for access tokens, and their end |
 
 mod attempts;
 mod authorize;
+mod exchange;
 mod form;
+mod mint;
 mod page;
 mod password;
 mod token;
@@ -73,8 +75,10 @@ pub enum Audience {
 /// A verified access token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessToken {
-    /// Whose it is.
-    pub user: String,
+    /// Whose it is: one of the gateway's own users, where there is no [`AccessToken::sign_in`].
+    pub subject: String,
+    /// The sign-in that says whose it is.
+    pub sign_in: Option<String>,
     /// What it is good for.
     pub audience: Audience,
     /// When it ends, in Unix seconds.
@@ -114,6 +118,13 @@ pub enum TokenError {
     Audience(String),
 }
 
+impl TokenError {
+    /// Whether it could be another issuer's token.
+    pub(crate) const fn is_anothers(&self) -> bool {
+        matches!(self, Self::Malformed | Self::Issuer(_))
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
     iss: String,
@@ -125,6 +136,9 @@ struct Claims {
     exp: u64,
     jti: String,
     client_id: String,
+    /// The sign-in; without it `sub` is one of the gateway's own users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sid: Option<String>,
 }
 
 /// The issuer's name: what tokens say they are from.
@@ -210,7 +224,8 @@ pub fn verify_access_token(gateway: &Gateway, token: &str) -> Result<AccessToken
     let audience = audience(&gateway.config, &claims.aud)
         .ok_or_else(|| TokenError::Audience(claims.aud.chars().take(300).collect()))?;
     Ok(AccessToken {
-        user: claims.sub,
+        subject: claims.sub,
+        sign_in: claims.sid,
         audience,
         expires: claims.exp,
     })
@@ -244,7 +259,7 @@ where
         .unwrap_or_default();
     let mut response = match (path, request.method()) {
         (".well-known/openid-configuration", &Method::GET) => {
-            json(StatusCode::OK, &discovery(&gateway.config))
+            json(StatusCode::OK, &discovery(gateway))
         }
         ("jwks", &Method::GET) => json(StatusCode::OK, &jwks(gateway)),
         ("authorize", &Method::GET) => authorize::show(request.uri()),
@@ -253,7 +268,7 @@ where
             Err(refused) => refused.into_response(),
         },
         ("token", &Method::POST) => match Form::read(request).await {
-            Ok(form) => token::issue(gateway, &form).await,
+            Ok(form) => token::issue(gateway, client, &form).await,
             Err(refused) => refused.into_response(),
         },
         ("revoke", &Method::POST) => match Form::read(request).await {
@@ -276,8 +291,8 @@ where
     response
 }
 
-fn discovery(config: &Config) -> serde_json::Value {
-    let issuer = issuer(config);
+fn discovery(gateway: &Gateway) -> serde_json::Value {
+    let issuer = issuer(&gateway.config);
     serde_json::json!({
         "issuer": issuer,
         "authorization_endpoint": format!("{issuer}/authorize"),
@@ -285,12 +300,13 @@ fn discovery(config: &Config) -> serde_json::Value {
         "revocation_endpoint": format!("{issuer}/revoke"),
         "jwks_uri": format!("{issuer}/jwks"),
         "response_types_supported": ["code"],
-        "grant_types_supported": ["authorization_code", "refresh_token"],
+        "grant_types_supported": ["authorization_code", "refresh_token", exchange::GRANT],
         "code_challenge_methods_supported": ["S256"],
         "token_endpoint_auth_methods_supported": ["none"],
         "revocation_endpoint_auth_methods_supported": ["none"],
         "subject_types_supported": ["public"],
         "towline_embedded": true,
+        "towline_issuers": gateway.people.offered(),
     })
 }
 
@@ -338,10 +354,14 @@ impl Refusal {
     /// What went wrong is for the log; the caller can only try again.
     fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, "a sign-in failed");
+        Self::unavailable(error.to_string())
+    }
+
+    fn unavailable(description: String) -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "temporarily_unavailable",
-            error.to_string(),
+            description,
         )
     }
 

@@ -13,7 +13,10 @@ pub mod projects;
 pub mod quotas;
 pub mod refresh;
 pub mod roles;
+pub mod service_accounts;
+pub mod sign_ins;
 pub mod users;
+pub mod workload_identity;
 
 mod cache;
 
@@ -171,6 +174,11 @@ impl Store {
     /// Changes with every write that concerns users, policies or memberships.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.cache.changes()
+    }
+
+    /// Has everything that was decided looked at again, because of a change elsewhere.
+    pub(crate) fn look_again(&self) {
+        self.cache().changed();
     }
 
     /// Whether the database answers.

@@ -421,6 +421,42 @@ async fn a_watch_whose_permission_is_gone_ends_with_an_event() {
 }
 
 #[tokio::test]
+async fn a_stream_ends_with_the_right_to_act_as_whom_it_acts_as() {
+    for (case, reason) in [
+        (
+            "link",
+            "user \"reader\" lacks permission \"serviceAccounts.getAccessToken\"",
+        ),
+        ("account", "serviceAccount ci@p is disabled"),
+        ("revoked", "were revoked"),
+        ("signed out", "user \"reader\" signed out"),
+        ("user", "user \"reader\" is disabled"),
+    ] {
+        let world = World::start().await;
+        let (agent, events) = double::watching();
+        world.agent(agent).await;
+        let token = world.acting_as("reader", "ci@p").await;
+        let mut watch = world
+            .with_token(&token)
+            .http1(get("/api/v1/pods?watch=1"))
+            .await
+            .into_body();
+        events.send(Bytes::from_static(b"{}\n")).await.unwrap();
+        bounded(watch.frame()).await.unwrap().unwrap();
+        world.take_back(case, &token).await;
+        let last = bounded(watch.frame())
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap();
+        let event: serde_json::Value = serde_json::from_slice(&last).unwrap();
+        let message = event["object"]["message"].as_str().unwrap();
+        assert!(message.contains(reason), "{case}: {event}");
+    }
+}
+
+#[tokio::test]
 async fn a_watch_cut_within_an_event_or_with_its_session_is_an_abort_or_an_event() {
     for (within, clean) in [(true, false), (false, true)] {
         let world = World::start().await;

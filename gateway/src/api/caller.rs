@@ -40,21 +40,34 @@ impl Api {
                     "no bearer token was sent; run: towline login {url}"
                 ))
             })?;
-        let token = login::verify_access_token(gateway, &token).map_err(|error| {
-            Status::unauthenticated(format!("the bearer token is refused: {error}"))
-        })?;
-        if let Audience::Membership(membership) = &token.audience {
-            return Err(Status::unauthenticated(format!(
-                "the bearer token is refused: it is good for {membership} only"
-            )));
-        }
-        let identity =
-            authn::of_token(gateway, &token.user)
-                .await
-                .map_err(|refused| match refused {
-                    Refused::Internal(reason) => Status::internal(reason),
-                    refused => Status::unauthenticated(refused.to_string()),
+        let unauthenticated = |refused: Refused| match refused {
+            Refused::Internal(reason) => Status::internal(reason),
+            refused => Status::unauthenticated(refused.to_string()),
+        };
+        let (identity, expires) = match login::verify_access_token(gateway, &token) {
+            Ok(token) => {
+                if let Audience::Membership(membership) = &token.audience {
+                    return Err(Status::unauthenticated(format!(
+                        "the bearer token is refused: it is good for {membership} only"
+                    )));
+                }
+                let found = authn::of_token(gateway, &token).await;
+                (found.map_err(unauthenticated)?.1, token.expires)
+            }
+            Err(error) => {
+                let direct = if error.is_anothers() {
+                    let found = authn::direct(gateway, None, &token).await;
+                    found.map_err(unauthenticated)?
+                } else {
+                    None
+                };
+                let (standing, expires) = direct.ok_or_else(|| {
+                    Status::unauthenticated(format!("the bearer token is refused: {error}"))
                 })?;
+                let found = authn::session(gateway, None, standing).await;
+                (found.map_err(unauthenticated)?.1, expires)
+            }
+        };
         let operator = match &identity.principal {
             Principal::User(name) => {
                 let user = gateway.store.user(name).await.map_err(internal)?;
@@ -65,7 +78,7 @@ impl Api {
         Ok(Caller {
             identity,
             operator,
-            expires: token.expires,
+            expires,
         })
     }
 

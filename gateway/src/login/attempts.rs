@@ -1,21 +1,32 @@
 //! How often somebody may try to sign in.
 
-use std::{net::IpAddr, num::NonZeroU32};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    num::NonZeroU32,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use governor::{
     Quota, RateLimiter,
-    clock::{Clock, DefaultClock},
+    clock::{Clock, DefaultClock, Reference as _},
     middleware::NoOpMiddleware,
     state::keyed::DashMapStateStore,
 };
 use http::StatusCode;
 
 use super::Refusal;
+use crate::iam::Principal;
 
 /// Tries for one user: 20 at once, then 10 a minute.
 const USER: Quota = Quota::per_minute(count(10)).allow_burst(count(20));
 /// Tries from one address: 100 at once, then 60 a minute. People share addresses.
 const ADDRESS: Quota = Quota::per_minute(count(60)).allow_burst(count(100));
+/// Failed exchanges of tokens from one address: 100 at once, then 60 a minute.
+const FAILURES: Quota = Quota::per_minute(count(60)).allow_burst(count(100));
+/// Exchanges of one principal: 1,200 at once, then 600 a minute; a script may want a token for each cluster.
+const EXCHANGES: Quota = Quota::per_minute(count(600)).allow_burst(count(1200));
 /// From this many names or addresses on, those that tried long ago are forgotten.
 const MANY: usize = 10_000;
 
@@ -26,6 +37,10 @@ type Limiter<K, C> = RateLimiter<K, DashMapStateStore<K>, C, NoOpMiddleware<<C a
 pub(super) struct Attempts<C: Clock = DefaultClock> {
     users: Limiter<String, C>,
     addresses: Limiter<IpAddr, C>,
+    failures: Limiter<IpAddr, C>,
+    /// Addresses that have failed too often, until when.
+    barred: Mutex<HashMap<IpAddr, C::Instant>>,
+    principals: Limiter<String, C>,
     clock: C,
 }
 
@@ -40,6 +55,9 @@ impl<C: Clock + Clone> Attempts<C> {
         Self {
             users: RateLimiter::dashmap_with_clock(USER, clock.clone()),
             addresses: RateLimiter::dashmap_with_clock(ADDRESS, clock.clone()),
+            failures: RateLimiter::dashmap_with_clock(FAILURES, clock.clone()),
+            barred: Mutex::default(),
+            principals: RateLimiter::dashmap_with_clock(EXCHANGES, clock.clone()),
             clock,
         }
     }
@@ -58,17 +76,64 @@ impl<C: Clock + Clone> Attempts<C> {
         if self.addresses.len() > MANY {
             self.addresses.retain_recent();
         }
-        wait.map_err(|wait| {
-            let seconds = wait.as_secs() + 1;
-            Refusal {
-                retry_after: Some(seconds),
-                ..Refusal::new(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "slow_down",
-                    format!("too many attempts to sign in; try again in {seconds} seconds"),
-                )
+        wait.map_err(|wait| slow_down(wait, "too many attempts to sign in"))
+    }
+
+    /// Whether an address may try to exchange a token: not while it has failed too often.
+    pub(super) fn may_exchange(&self, client: IpAddr) -> Result<(), Refusal> {
+        let now = self.clock.now();
+        let barred = self.barred.lock().unwrap_or_else(PoisonError::into_inner);
+        match barred.get(&network(client)) {
+            Some(until) if *until > now => Err(slow_down(
+                until.duration_since(now).into(),
+                "too many exchanges of tokens failed",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts an exchange that failed.
+    pub(super) fn failed_exchange(&self, client: IpAddr) {
+        let (client, now) = (network(client), self.clock.now());
+        let counted = self.failures.check_key(&client);
+        if self.failures.len() > MANY {
+            self.failures.retain_recent();
+        }
+        if let Err(until) = counted {
+            let mut barred = self.barred.lock().unwrap_or_else(PoisonError::into_inner);
+            if barred.len() >= MANY {
+                barred.retain(|_, until| *until > now);
             }
+            if barred.len() < MANY {
+                barred.insert(client, until.earliest_possible());
+            }
+        }
+    }
+
+    /// Counts an exchange by somebody who is known.
+    pub(super) fn exchanges(&self, principal: &Principal) -> Result<(), Refusal> {
+        let counted = self.principals.check_key(&principal.to_string());
+        if self.principals.len() > MANY {
+            self.principals.retain_recent();
+        }
+        counted.map_err(|until| {
+            slow_down(
+                until.wait_time_from(self.clock.now()),
+                "too many exchanges of tokens",
+            )
         })
+    }
+}
+
+fn slow_down(wait: Duration, why: &str) -> Refusal {
+    let seconds = wait.as_secs() + 1;
+    Refusal {
+        retry_after: Some(seconds),
+        ..Refusal::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "slow_down",
+            format!("{why}; try again in {seconds} seconds"),
+        )
     }
 }
 
@@ -126,5 +191,39 @@ mod tests {
         attempts
             .count("alice", "2001:db8:0:1::1".parse().unwrap())
             .unwrap();
+    }
+
+    #[test]
+    fn whoever_fails_too_often_waits_and_nobody_else() {
+        let clock = FakeRelativeClock::default();
+        let attempts = Attempts::with(clock.clone());
+        let (hostile, other) = (IpAddr::V4(1.into()), IpAddr::V4(2.into()));
+        for _ in 0..101 {
+            attempts.may_exchange(hostile).unwrap();
+            attempts.failed_exchange(hostile);
+        }
+        let refused = attempts.may_exchange(hostile).unwrap_err();
+        assert_eq!(
+            (refused.status, refused.retry_after),
+            (StatusCode::TOO_MANY_REQUESTS, Some(2))
+        );
+        attempts.may_exchange(other).unwrap();
+        clock.advance(Duration::from_secs(1));
+        attempts.may_exchange(hostile).unwrap();
+        attempts.failed_exchange(hostile);
+        attempts.failed_exchange(hostile);
+        attempts.may_exchange(hostile).unwrap_err();
+    }
+
+    #[test]
+    fn a_principal_exchanges_so_often() {
+        let attempts = Attempts::with(FakeRelativeClock::default());
+        let user = |name: &str| Principal::User(name.into());
+        for _ in 0..1_200 {
+            attempts.exchanges(&user("alice")).unwrap();
+        }
+        let refused = attempts.exchanges(&user("alice")).unwrap_err();
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+        attempts.exchanges(&user("bob")).unwrap();
     }
 }

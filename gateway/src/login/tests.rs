@@ -12,6 +12,7 @@ use crate::{
     app::Running,
     clock::Clock,
     config::File,
+    iam::{Binding, Member, Principal, Role},
     keys::Keys,
     store::{Store, User, refresh::GRACE_SECONDS},
 };
@@ -222,7 +223,8 @@ async fn a_sign_in_gives_a_token_for_the_gateway() {
     let site = Site::new().await;
     let (access, _) = site.tokens().await;
     let expected = AccessToken {
-        user: "alice".into(),
+        subject: "alice".into(),
+        sign_in: None,
         audience: Audience::Gateway,
         expires: NOW + 600,
     };
@@ -750,4 +752,51 @@ fn codes_are_typed_as_people_type() {
     assert_eq!(typed_code(&code), code);
     assert_eq!(typed_code(&code.to_lowercase().replace('-', " ")), code);
     assert_eq!(typed_code("oIl10"), "01110");
+}
+
+#[tokio::test]
+async fn a_refused_impersonation_costs_no_sign_in() {
+    let site = Site::new().await;
+    let (_, refresh) = site.tokens().await;
+    let acting = [
+        ("grant_type", "refresh_token"),
+        ("refresh_token", refresh.as_str()),
+        ("impersonate_service_account", "ci@p"),
+    ];
+    for _ in 0..2 {
+        let refused = site.token(&acting).await;
+        assert_eq!(refused.error(), (403, "access_denied".to_owned()));
+        site.pass(GRACE_SECONDS + 1);
+    }
+    let (_, refresh) = pair(&site.refresh(&refresh).await);
+
+    let store = &site.gateway().store;
+    let project = "p".parse().unwrap();
+    let alice = Principal::User("alice".into());
+    store.create_project(&project, &alice, NOW).await.unwrap();
+    let mut policy = store.policy(&project).await.unwrap().unwrap();
+    policy.bindings.push(Binding::new(
+        Role::ServiceAccountTokenCreator,
+        vec![Member::Principal(alice)],
+    ));
+    store
+        .set_policy_of(&(&project).into(), &policy)
+        .await
+        .unwrap();
+    let account = "ci@p".parse().unwrap();
+    store
+        .create_service_account(&account, "", NOW)
+        .await
+        .unwrap();
+    let acting = [
+        ("grant_type", "refresh_token"),
+        ("refresh_token", refresh.as_str()),
+        ("impersonate_service_account", "ci@p"),
+    ];
+    let (access, _) = pair(&site.token(&acting).await);
+    let token = site.verify(&access).unwrap();
+    assert_eq!(token.subject, "serviceAccount:ci@p");
+    assert!(token.sign_in.is_some());
+    // As small as any, whatever is behind it.
+    assert!(access.len() < 1_000, "{}", access.len());
 }

@@ -1,26 +1,34 @@
 //! The token endpoint: codes and refresh tokens for access tokens, and their end.
 
+use std::net::IpAddr;
+
 use aws_lc_rs::{constant_time, digest};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use http::{Response, StatusCode};
-use towline_proto::{endpoint, handshake::random_id, jws::Kind};
 
 use super::{
-    Audience, CLIENT_ID, Claims, Refusal, answer, audience, authorize::random_token, form::Form,
+    CLIENT_ID, Refusal, answer,
+    authorize::random_token,
+    exchange,
+    form::Form,
     issuer, json,
+    mint::{self, Holding, Minted, Wanted, mint},
+    verify_access_token,
 };
 use crate::{
     app::Gateway,
+    authn::standing::Standing,
     request::Body,
     store::refresh::{Authorization, Lifetimes, Rotated},
 };
 
 /// Answers a token request (RFC 6749 §3.2).
-pub(super) async fn issue(gateway: &Gateway, form: &Form) -> Response<Body> {
-    match tokens(gateway, form).await {
+pub(super) async fn issue(gateway: &Gateway, client: IpAddr, form: &Form) -> Response<Body> {
+    match tokens(gateway, client, form).await {
         Ok(tokens) => json(StatusCode::OK, &tokens),
         Err(refused) => {
             tracing::info!(
+                %client,
                 error = refused.error,
                 reason = refused.description,
                 "no token"
@@ -30,20 +38,35 @@ pub(super) async fn issue(gateway: &Gateway, form: &Form) -> Response<Body> {
     }
 }
 
-/// Ends a refresh token and all that came from its sign-in (RFC 7009). Access tokens end by themselves.
+/// Ends a refresh token and all that came from its sign-in, or an access token that came by an exchange with all
+/// that was made of it (RFC 7009). Other access tokens end by themselves.
 pub(super) async fn revoke(gateway: &Gateway, form: &Form) -> Response<Body> {
     let token = match form.required("token") {
         Ok(token) => token,
         Err(refused) => return refused.into_response(),
     };
-    match gateway.store.revoke_refresh(token).await {
+    let sign_in = verify_access_token(gateway, token).map(|token| token.sign_in);
+    let ended = match sign_in {
+        Ok(Some(sign_in)) => gateway.store.revoke_sign_in(&sign_in).await,
+        Ok(None) => Ok(()),
+        Err(_) => gateway.store.revoke_refresh(token).await,
+    };
+    match ended {
         // Also for a token that nobody knows: it is worth nothing, as was asked.
         Ok(()) => answer(StatusCode::OK, "application/json", "{}".to_owned()),
         Err(error) => Refusal::failed(&error).into_response(),
     }
 }
 
-async fn tokens(gateway: &Gateway, form: &Form) -> Result<serde_json::Value, Refusal> {
+async fn tokens(
+    gateway: &Gateway,
+    client: IpAddr,
+    form: &Form,
+) -> Result<serde_json::Value, Refusal> {
+    let grant = form.required("grant_type")?;
+    if grant == exchange::GRANT {
+        return exchange::tokens(gateway, client, form).await;
+    }
     if form.required("client_id")? != CLIENT_ID {
         return Err(Refusal::new(
             StatusCode::UNAUTHORIZED,
@@ -52,12 +75,17 @@ async fn tokens(gateway: &Gateway, form: &Form) -> Result<serde_json::Value, Ref
         ));
     }
     // Everything that can be wrong is looked at before a code or token is used up.
-    let audience = wanted(gateway, form)?;
+    let wanted = Wanted::of(gateway, form)?;
     let refresh = random_token()?;
     let now = gateway.clock.unix();
-    let user = match form.required("grant_type")? {
+    let user = match grant {
         "authorization_code" => redeem(gateway, form, &refresh, now).await?,
-        "refresh_token" => rotate(gateway, form, &refresh, now).await?,
+        "refresh_token" => {
+            if !wanted.accounts.is_empty() {
+                may_act_as(gateway, form, &wanted, now).await?;
+            }
+            rotate(gateway, form, &refresh, now).await?
+        }
         other => {
             let other: String = other.chars().take(80).collect();
             return Err(Refusal::bad(
@@ -66,54 +94,38 @@ async fn tokens(gateway: &Gateway, form: &Form) -> Result<serde_json::Value, Ref
             ));
         }
     };
-    let known = gateway
-        .store
-        .user(&user)
-        .await
-        .map_err(|error| Refusal::failed(&error))?;
-    if known.is_none_or(|user| user.disabled) {
-        return Err(Refusal::bad(
-            "invalid_grant",
-            format!("user {user:?} is disabled"),
-        ));
-    }
-    let lifetime = gateway.config.tokens.access.as_secs();
-    let claims = Claims {
-        iss: issuer(&gateway.config),
-        sub: user,
-        aud: match audience {
-            Audience::Gateway => gateway.config.base().to_owned(),
-            Audience::Membership(membership) => {
-                format!("{}{}", gateway.config.base(), endpoint::path(&membership))
-            }
-        },
-        iat: now,
-        nbf: None,
-        exp: now + lifetime,
-        jti: random_id().map_err(|error| Refusal::failed(&error))?,
-        client_id: CLIENT_ID.to_owned(),
+    let holding = Holding {
+        standing: Standing::local(user, issuer(&gateway.config)),
+        family: None,
+        until: None,
     };
+    let Minted { token, lifetime } = mint(gateway, holding, wanted).await?;
     Ok(serde_json::json!({
-        "access_token": gateway.keys.signing().sign(Kind::AccessToken, &claims),
+        "access_token": token,
         "token_type": "Bearer",
         "expires_in": lifetime,
         "refresh_token": refresh,
     }))
 }
 
-fn wanted(gateway: &Gateway, form: &Form) -> Result<Audience, Refusal> {
-    let Some(resource) = form.field("resource") else {
-        return Ok(Audience::Gateway);
+/// Whether the refresh token's user may act as whom they ask for: a refusal must not cost them their sign-in.
+async fn may_act_as(
+    gateway: &Gateway,
+    form: &Form,
+    wanted: &Wanted,
+    now: u64,
+) -> Result<(), Refusal> {
+    let token = form.required("refresh_token")?;
+    let user = gateway.store.refresh_user(token, now).await;
+    let Some(user) = user.map_err(|error| Refusal::failed(&error))? else {
+        // What is wrong with it is said where it is used.
+        return Ok(());
     };
-    audience(&gateway.config, resource).ok_or_else(|| {
-        Refusal::bad(
-            "invalid_target",
-            format!(
-                "resource is neither {0} nor {0}/v1/projects/PROJECT/locations/LOCATION/memberships/MEMBERSHIP",
-                gateway.config.base()
-            ),
-        )
-    })
+    Standing::local(user, issuer(&gateway.config))
+        .acting_as(&gateway.grounds(), wanted.accounts.clone())
+        .await
+        .map(drop)
+        .map_err(|lost| mint::refused(&lost))
 }
 
 async fn redeem(

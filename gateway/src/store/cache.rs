@@ -12,14 +12,13 @@ use std::{
 use tokio::sync::watch;
 use towline_proto::names::{Membership, Project};
 
-use super::{MembershipRow, User};
+use super::{
+    MembershipRow, User, service_accounts::Account, sign_ins::SignIn, workload_identity::Providers,
+};
 use crate::{
-    iam::{CompiledPolicy, Resource},
+    iam::{CompiledPolicy, Resource, ServiceAccount},
     quota::Overrides,
 };
-
-/// How many of each are remembered; then all are forgotten. What is asked for may be names that don't exist.
-const MOST: usize = 10_000;
 
 #[derive(Debug)]
 pub(super) struct Cache {
@@ -34,10 +33,15 @@ struct State {
     policies: HashMap<Resource, Option<Arc<CompiledPolicy>>>,
     memberships: HashMap<Membership, Option<MembershipRow>>,
     quotas: HashMap<Project, Option<Arc<Overrides>>>,
+    accounts: HashMap<ServiceAccount, Option<Account>>,
+    sign_ins: HashMap<String, Option<Arc<SignIn>>>,
+    providers: HashMap<Project, Option<Providers>>,
 }
 
 /// One kind of remembered values.
 pub(super) trait Remembered: Sized {
+    /// How many are remembered; then all are forgotten. What is asked for may be names that don't exist.
+    const MOST: usize = 10_000;
     type Key: Clone + Eq + Hash;
     fn of(state: &mut impl Kinds) -> &mut HashMap<Self::Key, Option<Self>>;
 }
@@ -48,6 +52,9 @@ pub(super) trait Kinds {
     fn policies(&mut self) -> &mut HashMap<Resource, Option<Arc<CompiledPolicy>>>;
     fn memberships(&mut self) -> &mut HashMap<Membership, Option<MembershipRow>>;
     fn quotas(&mut self) -> &mut HashMap<Project, Option<Arc<Overrides>>>;
+    fn accounts(&mut self) -> &mut HashMap<ServiceAccount, Option<Account>>;
+    fn sign_ins(&mut self) -> &mut HashMap<String, Option<Arc<SignIn>>>;
+    fn providers(&mut self) -> &mut HashMap<Project, Option<Providers>>;
 }
 
 impl Kinds for State {
@@ -62,6 +69,15 @@ impl Kinds for State {
     }
     fn quotas(&mut self) -> &mut HashMap<Project, Option<Arc<Overrides>>> {
         &mut self.quotas
+    }
+    fn accounts(&mut self) -> &mut HashMap<ServiceAccount, Option<Account>> {
+        &mut self.accounts
+    }
+    fn sign_ins(&mut self) -> &mut HashMap<String, Option<Arc<SignIn>>> {
+        &mut self.sign_ins
+    }
+    fn providers(&mut self) -> &mut HashMap<Project, Option<Providers>> {
+        &mut self.providers
     }
 }
 
@@ -93,6 +109,31 @@ impl Remembered for Arc<Overrides> {
     }
 }
 
+impl Remembered for Account {
+    type Key = ServiceAccount;
+    fn of(state: &mut impl Kinds) -> &mut HashMap<ServiceAccount, Option<Self>> {
+        state.accounts()
+    }
+}
+
+impl Remembered for Arc<SignIn> {
+    // The groups that a token was mapped to are in it.
+    const MOST: usize = 1_000;
+    type Key = String;
+    fn of(state: &mut impl Kinds) -> &mut HashMap<String, Option<Self>> {
+        state.sign_ins()
+    }
+}
+
+impl Remembered for Providers {
+    // A project may have many, with the keys of their issuers.
+    const MOST: usize = 500;
+    type Key = Project;
+    fn of(state: &mut impl Kinds) -> &mut HashMap<Project, Option<Self>> {
+        state.providers()
+    }
+}
+
 impl Default for Cache {
     fn default() -> Self {
         Self {
@@ -118,7 +159,7 @@ impl Cache {
         let mut state = self.lock();
         if state.writes == writes {
             let kind = T::of(&mut *state);
-            if kind.len() >= MOST {
+            if kind.len() >= T::MOST {
                 kind.clear();
             }
             kind.insert(key, value);

@@ -213,10 +213,15 @@ impl Store {
             .bind(membership.project.as_str())
             .bind(membership.location.as_str())
             .bind(membership.id.as_str()),
-            // Whoever sets these looks first whether they are there; those that are made begin without a policy.
-            Resource::ServiceAccount(_) | Resource::Pool(_) => {
-                sqlx::query_scalar("SELECT 1 FROM projects WHERE name = $1")
-                    .bind(resource.project().as_str())
+            Resource::ServiceAccount(account) => sqlx::query_scalar(
+                "SELECT 1 FROM service_accounts WHERE project = $1 AND name = $2",
+            )
+            .bind(account.project.as_str())
+            .bind(account.name.as_str()),
+            Resource::Pool(pool) => {
+                sqlx::query_scalar("SELECT 1 FROM workload_pools WHERE project = $1 AND name = $2")
+                    .bind(pool.project.as_str())
+                    .bind(pool.id.as_str())
             }
         };
         let found: Option<i64> = query

@@ -183,6 +183,22 @@ impl Store {
         Ok(Rotated::User(user))
     }
 
+    /// Whose a refresh token is that could be used now, without using it.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn refresh_user(&self, token: &str, now: u64) -> Result<Option<String>, StoreError> {
+        sqlx::query_scalar(
+            "SELECT f.user_name FROM refresh_tokens t JOIN refresh_families f ON f.id = t.family \
+             WHERE t.hash = $1 AND t.expires > $2 AND f.expires > $2",
+        )
+        .bind(hash(token))
+        .bind(sql(now))
+        .fetch_optional(self.reader())
+        .await
+        .map_err(|error| self.error(error))
+    }
+
     /// Ends the family of a refresh token, if there is one.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! A gateway on a port of its own, with an operator `root`, an owner `alice` of project `p`, a `reader`, and `bob`.
 
+#![allow(dead_code, reason = "it serves several programs of tests")]
+
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -33,15 +35,29 @@ pub(crate) async fn bounded<F: Future>(future: F) -> F::Output {
 
 pub(crate) struct Office {
     running: Running,
-    _state: tempfile::TempDir,
+    state: tempfile::TempDir,
 }
 
 impl Office {
     pub(crate) async fn open() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// With these files in the state directory; `gateway.toml` is appended to what there is.
+    pub(crate) async fn with(files: &[(&str, &str)]) -> Self {
         let state = tempfile::tempdir().unwrap();
         let path = state.path().join("gateway.toml");
-        let text = "public_url = 'https://gateway.test'\nlisten = '127.0.0.1:0'\ntls.mode = 'off'";
-        let config = File::parse(&path, text).unwrap().check(&path).unwrap();
+        let mut text =
+            "public_url = 'https://gateway.test'\nlisten = '127.0.0.1:0'\ntls.mode = 'off'\n"
+                .to_owned();
+        for (name, content) in files {
+            if *name == "gateway.toml" {
+                text.push_str(content);
+            } else {
+                std::fs::write(state.path().join(name), content).unwrap();
+            }
+        }
+        let config = File::parse(&path, &text).unwrap().check(&path).unwrap();
         let store = Store::in_memory().await.unwrap();
         for name in ["root", "alice", "reader", "bob"] {
             let user = User {
@@ -75,14 +91,61 @@ impl Office {
         let running = Gateway::start(config, Clock::System, keys.into(), store)
             .await
             .unwrap();
-        Self {
-            running,
-            _state: state,
-        }
+        Self { running, state }
     }
 
     pub(crate) fn root(&self) -> PublicKey {
         self.running.gateway().keys.root()
+    }
+
+    /// A file in the state directory.
+    pub(crate) fn file(&self, name: &str) -> std::path::PathBuf {
+        self.state.path().join(name)
+    }
+
+    pub(crate) fn gateway(&self) -> &Gateway {
+        self.running.gateway()
+    }
+
+    /// A page, with a bearer token where there is one, that is answered with JSON.
+    pub(crate) async fn get(&self, token: &str, path: &str) -> (StatusCode, Value) {
+        let stream = TcpStream::connect(self.running.public_address())
+            .await
+            .unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let mut owned = JoinSet::new();
+        owned.spawn(async move { drop(connection.await) });
+        let mut request = Request::get(path).header(header::HOST, "gateway.test");
+        if !token.is_empty() {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request.body(Full::<Bytes>::default()).unwrap();
+        let response = bounded(sender.send_request(request)).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    /// A form that is answered with JSON.
+    pub(crate) async fn form(&self, path: &str, fields: &[(&str, &str)]) -> (StatusCode, Value) {
+        let stream = TcpStream::connect(self.running.public_address())
+            .await
+            .unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let mut owned = JoinSet::new();
+        owned.spawn(async move { drop(connection.await) });
+        let body = url::form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(fields)
+            .finish();
+        let request = Request::post(path)
+            .header(header::HOST, "gateway.test")
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Full::<Bytes>::from(body))
+            .unwrap();
+        let response = bounded(sender.send_request(request)).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap())
     }
 
     /// A token for the whole gateway.
@@ -92,10 +155,19 @@ impl Office {
 
     /// A token for what has this path behind the public URL.
     pub(crate) fn token_for(&self, user: &str, path: &str) -> String {
+        self.sign(user, path, 600)
+    }
+
+    /// A token for the whole gateway that ends in so many seconds.
+    pub(crate) fn token_ending(&self, user: &str, seconds: i64) -> String {
+        self.sign(user, "", seconds)
+    }
+
+    fn sign(&self, user: &str, path: &str, seconds: i64) -> String {
         let now = Clock::System.unix();
         let claims = json!({
             "iss": "https://gateway.test/oauth2", "sub": user, "aud": format!("https://gateway.test{path}"),
-            "client_id": "towline", "iat": now, "exp": now + 600, "jti": "test",
+            "client_id": "towline", "iat": now, "exp": now.saturating_add_signed(seconds), "jti": "test",
         });
         self.running
             .gateway()

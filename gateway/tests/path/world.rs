@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, sync::Mutex, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, header};
-use http_body_util::Empty;
+use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::{
     body::Incoming,
     client::conn::{http1, http2},
@@ -20,6 +20,7 @@ use towline_gateway::{
     iam::{Binding, Policy, Principal, Role},
     keys::Keys,
     live::Stream,
+    login,
     store::{Store, User},
 };
 use towline_proto::{
@@ -105,6 +106,86 @@ impl World {
         ];
         store
             .set_policy_of(&(&project).into(), &Policy { etag, bindings })
+            .await
+            .unwrap();
+    }
+
+    /// Makes a service account that may read, and a token with which `user` acts as it.
+    pub(crate) async fn acting_as(&self, user: &str, account: &str) -> String {
+        let gateway = self.running.gateway();
+        let account_id = account.parse().unwrap();
+        gateway
+            .store
+            .create_service_account(&account_id, "", 0)
+            .await
+            .unwrap();
+        self.bind(Role::GatewayReader, &format!("serviceAccount:{account}"))
+            .await;
+        self.bind(Role::ServiceAccountTokenCreator, &format!("user:{user}"))
+            .await;
+        let answer = self
+            .oauth(
+                "token",
+                &[
+                    (
+                        "grant_type",
+                        "urn:ietf:params:oauth:grant-type:token-exchange",
+                    ),
+                    (
+                        "subject_token_type",
+                        "urn:ietf:params:oauth:token-type:access_token",
+                    ),
+                    ("subject_token", &self.token(user, None, 600)),
+                    ("impersonate_service_account", account),
+                ],
+            )
+            .await;
+        answer["access_token"].as_str().unwrap().to_owned()
+    }
+
+    /// Takes back something on which a token of [`World::acting_as`] for `reader` rests.
+    pub(crate) async fn take_back(&self, what: &str, token: &str) {
+        let store = &self.running.gateway().store;
+        let account = "ci@p".parse().unwrap();
+        match what {
+            "link" => self.set_policy("serviceAccount:ci@p").await,
+            "account" => store
+                .set_service_account_disabled(&account, true)
+                .await
+                .unwrap(),
+            "revoked" => store
+                .revoke_service_account_tokens(&account, 1)
+                .await
+                .unwrap(),
+            "signed out" => drop(self.oauth("revoke", &[("token", token)]).await),
+            "user" => store.set_disabled("reader", true).await.unwrap(),
+            other => panic!("{other}"),
+        }
+    }
+
+    async fn oauth(&self, page: &str, fields: &[(&str, &str)]) -> serde_json::Value {
+        let body = url::form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(fields)
+            .finish();
+        let request = Request::post(format!("/oauth2/{page}"))
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Full::<Bytes>::from(body))
+            .unwrap();
+        let client = [192, 0, 2, 1].into();
+        let answer = login::serve(self.running.gateway(), client, request).await;
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    async fn bind(&self, role: Role, member: &str) {
+        let store = &self.running.gateway().store;
+        let project: Project = "p".parse().unwrap();
+        let mut policy = store.policy(&project).await.unwrap().unwrap();
+        policy
+            .bindings
+            .push(Binding::new(role, vec![member.parse().unwrap()]));
+        store
+            .set_policy_of(&(&project).into(), &policy)
             .await
             .unwrap();
     }
