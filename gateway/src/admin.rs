@@ -112,6 +112,17 @@ fn metrics(gateway: &Gateway) -> String {
             "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
         );
     }
+    let (reloads, failed) = gateway.people.reloads();
+    let _written = writeln!(
+        text,
+        "# HELP towline_authentication_config_reloads_total How often a changed authentication_config was read.\n\
+         # TYPE towline_authentication_config_reloads_total counter\n\
+         towline_authentication_config_reloads_total {reloads}\n\
+         # HELP towline_authentication_config_failed Whether the file as it is now can't be used.\n\
+         # TYPE towline_authentication_config_failed gauge\n\
+         towline_authentication_config_failed {}",
+        u8::from(failed)
+    );
     let _written = writeln!(
         text,
         "# HELP towline_answers_cut_total Answers cut because too many were not read.\n\

@@ -15,7 +15,7 @@ use crate::{
     authn::{Caller, Identity},
     clock::Clock,
     error::Refused,
-    iam::{Attributes, Decision, Permission, Resource},
+    iam::{Attributes, Decision, Permission, Principal, Resource},
     store::{MembershipRow, Store},
     target::{Kind, Place, RequestInfo, Target},
 };
@@ -234,7 +234,16 @@ impl Permit {
         );
         async move {
             loop {
-                match still(&store, &clock, caller.as_ref(), &identity, &membership, &target).await {
+                match still(
+                    &store,
+                    &clock,
+                    caller.as_ref(),
+                    &identity,
+                    &membership,
+                    &target,
+                )
+                .await
+                {
                     Ok(Some(rests)) => timed = rests,
                     // A store that can't answer decides nothing about a stream that was permitted.
                     Ok(None) => {}

@@ -14,7 +14,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tokio::signal::unix::{SignalKind, signal};
 use towline_gateway::{
-    app::{Gateway, Running},
+    app::{Gateway, Running, StartError},
+    authn::people::{People, PeopleError},
     authority,
     clock::Clock,
     config::{Config, ConfigError, File, TlsFile},
@@ -64,6 +65,10 @@ const KEYS: &str = "Configuration file (TOML):
   tokens.access          an access token's life                        [10m]
   tokens.idle            a sign-in's that isn't used                   [7d]
   tokens.sign_in         a sign-in's that is                           [30d]
+  authentication_config  Kubernetes' AuthenticationConfiguration: issuers of people, read again when it changes
+  [[login]]              where 'towline login' sends people, each issuer one of that file's:
+    name, issuer, client_id, scopes, audience
+  federation.allow_issuers  issuers of workloads that may have private addresses [none]
 
 SIGTERM drains: readiness goes off, agents go elsewhere, streams go on up to drain_limit. A second one ends at once.
 Exit status: 64 for a configuration that can't be used, 1 for a start that failed.";
@@ -226,6 +231,11 @@ fn main() -> ExitCode {
                 chain(error.as_ref())
             ));
             let bad = error.is::<ConfigError>()
+                || error.is::<PeopleError>()
+                || matches!(
+                    error.downcast_ref::<StartError>(),
+                    Some(StartError::People(_))
+                )
                 || matches!(
                     error.downcast_ref::<InitError>(),
                     Some(InitError::Config(_))
@@ -259,6 +269,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             }
             let config = file.check(&flags.config)?;
             if flags.check {
+                People::load(&config)?;
                 writeln!(io::stdout(), "{} can be used", flags.config.display())?;
                 return Ok(());
             }
