@@ -147,10 +147,13 @@ impl Rights {
                 rights.uids.add(names);
             }
             for resource in resources {
-                let key = if resource == "*" {
-                    Some("*")
-                } else {
-                    resource.strip_prefix("userextras/")
+                // `userextras/*` names the extra `*` and no other.
+                let key = match resource.as_str() {
+                    "*" => Some("*"),
+                    resource => resource
+                        .strip_prefix("userextras/")
+                        .or_else(|| resource.strip_prefix("*/"))
+                        .filter(|key| *key != "*"),
                 };
                 if let Some(key) = key {
                     let mut values = Names::default();
@@ -334,6 +337,7 @@ mod tests {
             plain("users", &["alice"]),
             authentication("uids", &["7"]),
             authentication("userextras/scopes", &["read"]),
+            authentication("userextras/*", &[]),
             authentication("userextras/towline.dev/original-user", &[]),
         ]);
         let rights = role.beside("alice");

@@ -11,6 +11,7 @@ use crate::{
 };
 
 mod admin;
+mod gateway_rbac;
 mod iam;
 mod login;
 mod memberships;
@@ -19,6 +20,7 @@ mod service_accounts;
 mod workload_identity;
 
 pub use admin::{ConfigCommand, ConfigKey, ProjectsCommand, StreamsCommand, UsersCommand};
+pub use gateway_rbac::GatewayRbac;
 pub use iam::{BindingArgs, Condition, Explain, IamCommand, PolicyCommand, RolesCommand};
 pub use login::Login;
 pub use memberships::{GetCredentials, Impersonate, MembershipRef, MembershipsCommand, Register};

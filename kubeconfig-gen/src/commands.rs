@@ -21,6 +21,7 @@ use crate::{
 
 mod config;
 mod context;
+mod gateway_rbac;
 mod get_credentials;
 mod iam;
 mod login;

@@ -29,6 +29,7 @@ pub mod oauth;
 pub mod output;
 pub mod progress;
 pub mod provider;
+pub mod rbac;
 pub mod service_account;
 pub mod settings;
 pub mod sign_in;

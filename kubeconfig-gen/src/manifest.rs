@@ -8,7 +8,10 @@
 
 use serde_json::{Value, json};
 
-use crate::cli::Impersonate;
+use crate::{
+    cli::Impersonate,
+    rbac::{self, AGENT, Name},
+};
 
 /// What a manifest is made from.
 #[derive(Debug, Clone, Copy)]
@@ -53,18 +56,19 @@ pub fn check(impersonate: &Impersonate) -> Result<(), ManifestError> {
     Ok(())
 }
 
+/// What it means to name everybody.
+pub const ANYONE: &str = "Warning: the agent may then act as any user and any group of the cluster. Whoever controls \
+    the gateway, or gets at the agent's service account, is then an administrator of the cluster. Name users and \
+    groups instead where you can.";
+
 /// What whoever applies the manifest should know, if anything.
 pub const fn meaning(impersonate: &Impersonate) -> Option<&'static str> {
     if impersonate.anyone {
-        Some(
-            "Warning: with --impersonate-anyone the agent may act as any user and any group of the cluster. \
-             Whoever controls the gateway, or gets at the agent's service account, is then an administrator of \
-             the cluster. Name users and groups instead where you can.",
-        )
+        Some(ANYONE)
     } else if impersonate.users.is_empty() {
         Some(
             "The agent may impersonate no user yet, so nobody gets through: name them with --impersonate-users, \
-             or in the ClusterRole gateway-impersonate.",
+             or with: towline memberships generate-gateway-rbac NAME --users … --apply",
         )
     } else {
         None
@@ -77,9 +81,17 @@ pub const fn meaning(impersonate: &Impersonate) -> Option<&'static str> {
 /// See [`ManifestError`].
 pub fn render(agent: &Agent<'_>) -> Result<String, ManifestError> {
     check(agent.impersonate)?;
+    yaml(&objects(agent))
+}
+
+/// Objects as YAML documents.
+///
+/// # Errors
+/// YAML can't say them.
+pub fn yaml(objects: &[Value]) -> Result<String, ManifestError> {
     // A line that is folded is hard to read in a certificate.
     let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
-    serde_saphyr::to_string_multiple_with_options(&objects(agent), options)
+    serde_saphyr::to_string_multiple_with_options(objects, options)
         .map_err(|e| ManifestError::Yaml(e.to_string()))
 }
 
@@ -169,16 +181,24 @@ fn objects(agent: &Agent<'_>) -> Vec<Value> {
 
 fn impersonation(impersonate: &Impersonate) -> Value {
     if impersonate.anyone {
-        return json!([
-            {"apiGroups": [""], "resources": ["users", "groups", "serviceaccounts"], "verbs": ["impersonate"]},
-            {"apiGroups": [AUTHENTICATION], "resources": ["uids", "userextras/*"], "verbs": ["impersonate"]},
-        ]);
+        return rbac::rules(&Name::Anyone, false);
     }
     let rule = |resource: &str, names: &[String]| json!({"apiGroups": [""], "resources": [resource], "resourceNames": names, "verbs": ["impersonate"]});
     let mut rules = Vec::new();
     // An empty list of names would mean all of them.
     if !impersonate.users.is_empty() {
         rules.push(rule("users", &impersonate.users));
+        // Who uses `kubectl --as` stays known in it; whom they may be is named elsewhere.
+        let extra = Name::Extra {
+            key: rbac::ORIGINAL_USER.to_owned(),
+            value: None,
+        };
+        rules.extend(
+            rbac::rules(&extra, false)
+                .as_array()
+                .cloned()
+                .unwrap_or_default(),
+        );
     }
     if !impersonate.groups.is_empty() {
         rules.push(rule("groups", &impersonate.groups));
@@ -260,7 +280,6 @@ fn labels() -> Value {
 /// Where the agent runs unless another namespace is named.
 pub const DEFAULT_NAMESPACE: &str = "towline";
 
-const AGENT: &str = "towline-agent";
 const REGISTRATION: &str = "towline-agent-registration";
 const KEY: &str = "towline-agent-key";
 /// The name that the gateway's message about a missing rule has.
@@ -268,7 +287,6 @@ const IMPERSONATE: &str = "gateway-impersonate";
 const HEALTH_PORT: u16 = 8081;
 const RBAC: &str = "rbac.authorization.k8s.io";
 const RBAC_V1: &str = "rbac.authorization.k8s.io/v1";
-const AUTHENTICATION: &str = "authentication.k8s.io";
 
 #[cfg(test)]
 mod tests {
@@ -324,6 +342,7 @@ mod tests {
             find(&objects, "ClusterRole", IMPERSONATE)["rules"],
             json!([
                 {"apiGroups": [""], "resources": ["users"], "resourceNames": ["alice", "bob"], "verbs": ["impersonate"]},
+                {"apiGroups": ["authentication.k8s.io"], "resources": ["userextras/towline.dev/original-user"], "verbs": ["impersonate"]},
                 {"apiGroups": [""], "resources": ["groups"], "resourceNames": ["dev"], "verbs": ["impersonate"]},
             ])
         );

@@ -43,6 +43,14 @@ impl Cluster {
     /// # Panics
     /// It can't be brought up: this tier fails without a cluster, it doesn't skip.
     pub fn up(name: &str, node: bool) -> Self {
+        Self::up_with(name, node, "")
+    }
+
+    /// The same, where its API server has more flags: the name says which.
+    ///
+    /// # Panics
+    /// As [`up`](Self::up).
+    pub fn up_with(name: &str, node: bool, flags: &str) -> Self {
         static UP: LazyLock<Mutex<BTreeMap<String, Cluster>>> = LazyLock::new(Mutex::default);
         let mut up = UP.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(cluster) = up.get(name) {
@@ -50,6 +58,7 @@ impl Cluster {
         }
         let command = Self::command()
             .args(["up", name])
+            .env("TOWLINE_APISERVER_FLAGS", flags)
             .limit(Duration::from_secs(1200));
         if node { command.arg("--node") } else { command }.ok();
         Self::command().args(["link", name, "restore"]).ok();

@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{ArgAction, Args, Subcommand};
 use towline_proto::names::{Location, MembershipId};
 
-use super::{LocationArg, MembershipName, PolicyCommand, template};
+use super::{LocationArg, MembershipName, PolicyCommand, gateway_rbac::GatewayRbac, template};
 use crate::kubeconfig::template::Template;
 
 pub(super) const GET_CREDENTIALS_EXAMPLES: &str = "Examples:
@@ -75,6 +75,9 @@ pub enum MembershipsCommand {
         #[arg(long)]
         clear_labels: bool,
     },
+    /// Write, apply or revoke the RBAC that lets people through to a cluster
+    #[command(after_help = super::gateway_rbac::EXAMPLES)]
+    GenerateGatewayRbac(Box<GatewayRbac>),
     /// Write kubeconfig entries for clusters, so that kubectl goes through the gateway
     #[command(after_help = GET_CREDENTIALS_EXAMPLES)]
     GetCredentials(GetCredentials),

@@ -12,7 +12,7 @@ use towline_proto::{
 use super::{
     Error,
     context::{Context, call, name_of},
-    get_credentials, policy, register,
+    gateway_rbac, get_credentials, policy, register,
 };
 use crate::{
     api::Api,
@@ -49,6 +49,7 @@ pub(super) async fn run(context: &Context, command: MembershipsCommand) -> Resul
             Ok(context.output.one(&found, &name.to_string(), text)?)
         }
         MembershipsCommand::Policy(command) => policies(context, command).await,
+        MembershipsCommand::GenerateGatewayRbac(args) => gateway_rbac::run(context, *args).await,
         MembershipsCommand::GetCredentials(args) => get_credentials::run(context, args).await,
     }
 }

@@ -45,6 +45,7 @@ start_control_plane() {
 		--listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
 		--listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
 		--initial-cluster default=http://127.0.0.1:2380
+	# shellcheck disable=SC2086
 	start kube-apiserver "$KUBE_BIN/kube-apiserver" \
 		--etcd-servers http://127.0.0.1:2379 \
 		--advertise-address "$NODE_IP" --secure-port 6443 \
@@ -67,7 +68,8 @@ start_control_plane() {
 		--proxy-client-cert-file "$pki/front-proxy-client.crt" \
 		--proxy-client-key-file "$pki/front-proxy-client.key" \
 		--audit-policy-file "$CLUSTER_HOME/etc/audit-policy.yaml" \
-		--audit-log-path "$AUDIT_LOG" --audit-log-maxsize 200 --audit-log-maxbackup 1
+		--audit-log-path "$AUDIT_LOG" --audit-log-maxsize 200 --audit-log-maxbackup 1 \
+		${TOWLINE_APISERVER_FLAGS:-}
 }
 
 start_controllers() {
