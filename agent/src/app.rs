@@ -216,8 +216,8 @@ impl App {
         Ok(Self {
             opener,
             registration,
+            role: Arc::new(Role::new(cluster.clone())),
             cluster,
-            role: Arc::default(),
             reviews: Arc::default(),
             upstream,
             allowed: Arc::new(config.allowed),
@@ -250,9 +250,9 @@ impl App {
         let upstream = Arc::clone(&self.upstream);
         beside.spawn(async move { upstream.maintain().await });
         // Before the first request, so that none is refused for a group that could have been left out.
-        self.role.refresh(&self.cluster).await;
-        let (role, cluster) = (Arc::clone(&self.role), self.cluster.clone());
-        beside.spawn(async move { role.follow(&cluster).await });
+        self.role.look().await;
+        let role = Arc::clone(&self.role);
+        beside.spawn(async move { role.follow().await });
         let draining = self.state.draining.clone();
         let signal = shutdown.clone();
         beside.spawn(async move {

@@ -17,8 +17,8 @@ use std::{
 
 use k8s_openapi::api::authorization::v1::ResourceRule;
 use tokio::{
-    sync::Notify,
-    time::{sleep, timeout},
+    sync::Mutex,
+    time::{Instant, sleep},
 };
 
 use crate::cluster::Cluster;
@@ -171,10 +171,11 @@ impl Rights {
 }
 
 /// What the agent's role says at the moment.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Role {
     rights: RwLock<Ways>,
-    doubted: Notify,
+    cluster: Option<Cluster>,
+    looked: Mutex<Option<Instant>>,
 }
 
 /// Both ways in which it may name people.
@@ -205,11 +206,19 @@ impl Ways {
 }
 
 impl Role {
+    /// As the cluster tells.
+    pub fn new(cluster: Cluster) -> Self {
+        Self {
+            cluster: Some(cluster),
+            ..Self::default()
+        }
+    }
+
     /// One whose rules are these.
     pub fn of(rules: &[ResourceRule]) -> Self {
         Self {
             rights: RwLock::new(Ways::of(rules)),
-            doubted: Notify::new(),
+            ..Self::default()
         }
     }
 
@@ -223,13 +232,17 @@ impl Role {
         }
     }
 
-    /// The API server said no: the role may have changed.
-    pub fn doubt(&self) {
-        self.doubted.notify_one();
-    }
-
-    /// Looks once.
-    pub async fn refresh(&self, cluster: &Cluster) {
+    /// Looks again, unless somebody just did: the API server said no, so the role may have changed.
+    pub async fn look(&self) {
+        let Some(cluster) = &self.cluster else {
+            return;
+        };
+        // One at a time; who comes second sees what the first has seen.
+        let mut looked = self.looked.lock().await;
+        if looked.is_some_and(|looked| looked.elapsed() < AT_MOST) {
+            return;
+        }
+        *looked = Some(Instant::now());
         let Some(rules) = cluster.own_rules().await else {
             return;
         };
@@ -244,11 +257,10 @@ impl Role {
     }
 
     /// Looks again and again, for as long as it is polled.
-    pub async fn follow(&self, cluster: &Cluster) {
+    pub async fn follow(&self) {
         loop {
-            sleep(AT_MOST).await;
-            drop(timeout(REFRESH, self.doubted.notified()).await);
-            self.refresh(cluster).await;
+            sleep(REFRESH).await;
+            self.look().await;
         }
     }
 }

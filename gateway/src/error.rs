@@ -186,6 +186,22 @@ impl Refused {
         response
     }
 
+    /// The same answer with its message alone as the body, for clients that read no `Status`.
+    pub fn into_text_response(self, request_id: &str) -> Response<Body> {
+        let text = self.message(request_id);
+        let mut response = self.into_response(request_id);
+        *response.body_mut() = Full::new(Bytes::from(text))
+            .map_err(|never| match never {})
+            .boxed_unsync();
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, plain);
+        response
+    }
+
+    fn message(&self, request_id: &str) -> String {
+        format!("{self} (towline: {}, request {request_id})", self.layer())
+    }
+
     /// The `Status` object (`meta/v1`).
     pub fn to_status(&self, request_id: &str) -> serde_json::Value {
         let (code, reason) = self.status();
@@ -194,7 +210,7 @@ impl Refused {
             "apiVersion": "v1",
             "metadata": {},
             "status": "Failure",
-            "message": format!("{self} (towline: {}, request {request_id})", self.layer()),
+            "message": self.message(request_id),
             "reason": reason,
             "details": {
                 "causes": [

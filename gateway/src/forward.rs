@@ -37,8 +37,9 @@ use websocket::Framed;
 mod websocket;
 
 /// What a browser would take as said by the gateway for all that stands under its name: a cluster, or a pod behind
-/// its API server's proxy, speaks for itself alone.
-const OF_THE_ORIGIN: [&str; 8] = [
+/// its API server's proxy, speaks for itself alone. A cookie would come back to the gateway's own pages, and never to
+/// the cluster.
+const OF_THE_ORIGIN: [&str; 9] = [
     "alt-svc",
     "clear-site-data",
     "nel",
@@ -46,6 +47,7 @@ const OF_THE_ORIGIN: [&str; 8] = [
     "report-to",
     "reporting-endpoints",
     "service-worker-allowed",
+    "set-cookie",
     "strict-transport-security",
 ];
 

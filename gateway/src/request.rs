@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use towline_proto::{body::Aborted, handshake::random_id};
@@ -30,17 +30,33 @@ pub async fn serve(
         Err(error) => return Refused::Internal(error.to_string()).into_response("-"),
     };
     let method = request.method().clone();
+    let discovers = discovers(&request);
     let mut response = match run(gateway, client, request, &request_id).await {
         Ok(response) => response,
         Err(refused) => {
             tracing::info!(request_id, %client, %method, layer = refused.layer(), reason = %refused, "refused");
-            refused.into_response(&request_id)
+            if discovers {
+                refused.into_text_response(&request_id)
+            } else {
+                refused.into_response(&request_id)
+            }
         }
     };
     if let Ok(id) = http::HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(error::REQUEST_ID, id);
     }
     response
+}
+
+/// Whether kubectl asks which APIs there are, as it does before all else: it reads no `Status` there (client-go's
+/// `Request.Raw`) and prints `unknown` in place of its message, but passes on plain text.
+fn discovers(request: &Request<Incoming>) -> bool {
+    let path = request.uri().path();
+    let accept = request.headers().get(header::ACCEPT);
+    (path.ends_with("/api") || path.ends_with("/apis"))
+        && accept
+            .and_then(|accept| accept.to_str().ok())
+            .is_some_and(|accept| accept.contains("g=apidiscovery.k8s.io"))
 }
 
 async fn run(

@@ -8,6 +8,7 @@
 
 mod path {
     pub(crate) mod double;
+    mod hostile;
     pub(crate) mod world;
 }
 

@@ -75,6 +75,17 @@ impl Site {
         kubectl(format!(
             "create serviceaccount towline-agent -n {agent_namespace}"
         ));
+        // As in the agent's own manifest: it tells which cluster this is.
+        for words in [
+            "create clusterrole towline-it-which-cluster --verb get --resource namespaces --resource-name kube-system"
+                .to_owned(),
+            format!(
+                "create clusterrolebinding towline-it-which-cluster-{membership} --clusterrole towline-it-which-cluster \
+                 --serviceaccount {agent_namespace}:towline-agent"
+            ),
+        ] {
+            kubectl(words);
+        }
         let registration = world.register(membership);
         let kubeconfig = kubeconfig_of(cluster, &agent_namespace);
         let mut agent = Agent::new(cluster, membership, registration).kubeconfig(kubeconfig);

@@ -74,7 +74,7 @@ pub(super) async fn inspect(
         if let Some(denied) = Denied::read(&String::from_utf8_lossy(&bytes))
             && denied.agent != caller.user()
         {
-            role.doubt();
+            role.look().await;
             return Err(denied.missing(caller, role));
         }
     }

@@ -42,6 +42,9 @@ pub(crate) struct Record {
     pub(crate) requests: Mutex<Vec<Seen>>,
     pub(crate) uploads: Mutex<Vec<Result<usize, String>>>,
     pub(crate) exec: Mutex<Vec<String>>,
+    /// What reviews asked for, and what they are told that it is allowed.
+    pub(crate) reviews: Mutex<Vec<serde_json::Value>>,
+    pub(crate) allowed: Mutex<Vec<serde_json::Value>>,
     /// Watches that are open now.
     pub(crate) watches: Arc<AtomicUsize>,
     pub(crate) connections: AtomicUsize,
@@ -245,6 +248,15 @@ async fn answer(record: &Arc<Record>, mut request: Request<Incoming>) -> Respons
                 }
             });
             with_status(200, StreamBody::new(frames).boxed_unsync())
+        }
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" => {
+            let body = request.body_mut().collect().await.unwrap().to_bytes();
+            let review: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let asked = review["spec"]["resourceAttributes"].clone();
+            let allowed = record.allowed.lock().unwrap().contains(&asked);
+            record.reviews.lock().unwrap().push(asked);
+            let answer = serde_json::json!({"status": {"allowed": allowed, "reason": "because"}});
+            with_status(201, text(answer.to_string()))
         }
         "/upload" => {
             let mut length = 0;

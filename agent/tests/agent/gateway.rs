@@ -12,11 +12,12 @@ use towline_agent::{
     body,
     clock::unix_now,
     guard::{AllowedSystem, Guard},
+    role::Role,
     serve::{self, Shared},
     upstream::Upstream,
 };
 use towline_proto::{
-    assertion::{GRANT_SECONDS, Grant, Sealed, SessionKey},
+    assertion::{GRANT_SECONDS, Grant, Nested, Sealed, SessionKey},
     body::{Channel, Sender, channel},
     handshake::{self, Facts, Opening},
     jws::KeyPair,
@@ -58,6 +59,7 @@ impl Keys {
 pub(crate) struct Gateway {
     sender: SendRequest<Body>,
     key: SessionKey,
+    named: Grant,
     grant: String,
     pub(crate) over: CancellationToken,
     _tasks: JoinSet<()>,
@@ -70,12 +72,47 @@ impl Gateway {
     }
 
     pub(crate) async fn open_as(upstream: Arc<Upstream>, groups: Vec<String>) -> Self {
-        let keys = Keys::new();
+        Self::open_at(&membership(), upstream, &Keys::new(), groups).await
+    }
+
+    /// With an agent whose role is known.
+    pub(crate) async fn open_under(
+        upstream: Arc<Upstream>,
+        role: Role,
+        groups: Vec<String>,
+    ) -> Self {
+        Self::serve(
+            &membership(),
+            upstream,
+            Arc::new(role),
+            &Keys::new(),
+            groups,
+        )
+        .await
+    }
+
+    /// A session of one of a gateway's memberships.
+    pub(crate) async fn open_at(
+        membership: &Membership,
+        upstream: Arc<Upstream>,
+        keys: &Keys,
+        groups: Vec<String>,
+    ) -> Self {
+        Self::serve(membership, upstream, Arc::default(), keys, groups).await
+    }
+
+    async fn serve(
+        membership: &Membership,
+        upstream: Arc<Upstream>,
+        role: Arc<Role>,
+        keys: &Keys,
+        groups: Vec<String>,
+    ) -> Self {
         let agent = KeyPair::generate().unwrap();
         let now = unix_now();
         let opening = Opening::new(
             &agent,
-            membership(),
+            membership.clone(),
             keys.root.public(),
             &Facts::default(),
             now,
@@ -91,9 +128,13 @@ impl Gateway {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let over = CancellationToken::new();
         let shared = Arc::new(Shared {
-            guard: Guard::new(opened, membership(), Arc::new(AllowedSystem::default())),
+            guard: Guard::new(
+                opened,
+                membership.clone(),
+                Arc::new(AllowedSystem::default()),
+            ),
             upstream,
-            role: Arc::default(),
+            role,
             reviews: Arc::default(),
             streams: Arc::new(Semaphore::new(serve::MAX_STREAMS)),
             joins: TaskTracker::new(),
@@ -113,6 +154,9 @@ impl Gateway {
         });
         let mut gateway =
             Self::over(near, &keys.signing, accepted.session, accepted.key, groups).await;
+        gateway.regrant(&keys.signing, |grant| {
+            grant.membership.clone_from(membership)
+        });
         gateway
             ._tasks
             .spawn(async move { while tasks.join_next().await.is_some() {} });
@@ -146,25 +190,43 @@ impl Gateway {
             iat: now,
             exp: now + GRANT_SECONDS,
         };
-        let grant = grant.sign(signing);
+        let signed = grant.sign(signing);
         Self {
             sender,
             key,
-            grant,
+            named: grant,
+            grant: signed,
             over: CancellationToken::new(),
             _tasks: tasks,
         }
     }
 
+    /// Names others from now on.
+    pub(crate) fn regrant(&mut self, signing: &KeyPair, change: impl FnOnce(&mut Grant)) {
+        change(&mut self.named);
+        self.grant = self.named.sign(signing);
+    }
+
     /// A sealed request.
     pub(crate) fn request(&self, method: &str, path: &str, upgrade: &str) -> Builder {
+        self.sealed(method, path, upgrade, "")
+    }
+
+    /// A sealed GET whose caller asks to be somebody else.
+    pub(crate) fn asking(&self, path: &str, nested: &Nested) -> Builder {
+        let nested = nested.to_header();
+        let builder = self.sealed("GET", path, "", &nested);
+        builder.header(wire::NESTED, nested)
+    }
+
+    fn sealed(&self, method: &str, path: &str, upgrade: &str, nested: &str) -> Builder {
         let sealed = Sealed {
             grant: &self.grant,
             request_id: "r-1",
             method,
             upgrade,
             path,
-            nested: "",
+            nested,
         };
         let (sequence, mac) = self.key.seal(&sealed);
         let mut builder = Request::builder()

@@ -12,6 +12,7 @@ mod apiserver;
 mod dialing;
 mod gateway;
 mod hostile;
+mod impersonation;
 mod requests;
 mod upgrades;
 

@@ -64,6 +64,43 @@ where
     S: Fn(Request<Incoming>, Grant) -> F + Clone + Send + 'static,
     F: Future<Output = Answer> + Send,
 {
+    let (opened, session) = open(gateway, key, root, &membership).await;
+    let opened = Arc::new(opened);
+    Connected(own(async move {
+        let service = service_fn(move |request: Request<Incoming>| {
+            let grant = verify(&opened, &membership, &request);
+            let serve = serve.clone();
+            async move { Ok::<_, Aborted>(serve(request, grant).await) }
+        });
+        drop(
+            tunnel::server()
+                .serve_connection(TokioIo::new(session), service)
+                .await,
+        );
+    }))
+}
+
+/// Opens a session whose bytes are all `serve`'s to write.
+pub(crate) async fn connect_raw<F>(
+    gateway: SocketAddr,
+    key: &KeyPair,
+    root: PublicKey,
+    membership: Membership,
+    serve: impl FnOnce(Session) -> F,
+) -> Connected
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (_, session) = open(gateway, key, root, &membership).await;
+    Connected(own(serve(session)))
+}
+
+async fn open(
+    gateway: SocketAddr,
+    key: &KeyPair,
+    root: PublicKey,
+    membership: &Membership,
+) -> (Opened, Session) {
     let now = towline_gateway::clock::Clock::System.unix();
     let opening = Opening::new(key, membership.clone(), root, &Facts::default(), now).unwrap();
     let request = Request::get(endpoint::AGENT_CONNECT)
@@ -93,19 +130,7 @@ where
     let upgraded = hyper::upgrade::on(response).await.unwrap();
     drop(connection);
     let session = Session::new(opened.session.clone(), TokioIo::new(upgraded));
-    let opened = Arc::new(opened);
-    Connected(own(async move {
-        let service = service_fn(move |request: Request<Incoming>| {
-            let grant = verify(&opened, &membership, &request);
-            let serve = serve.clone();
-            async move { Ok::<_, Aborted>(serve(request, grant).await) }
-        });
-        drop(
-            tunnel::server()
-                .serve_connection(TokioIo::new(session), service)
-                .await,
-        );
-    }))
+    (opened, session)
 }
 
 fn verify(opened: &Opened, membership: &Membership, request: &Request<Incoming>) -> Grant {

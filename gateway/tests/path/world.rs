@@ -40,7 +40,8 @@ pub(crate) async fn bounded<F: Future>(future: F) -> F::Output {
 /// A gateway and what a test needs to know of it.
 pub(crate) struct World {
     pub(crate) running: Running,
-    agent_key: KeyPair,
+    /// The key that membership `m` is enrolled with.
+    pub(crate) agent_key: KeyPair,
     agents: Mutex<Vec<Connected>>,
     _state: tempfile::TempDir,
 }

@@ -168,7 +168,7 @@ impl Kubectl {
         let here = kubectl.run(&words, None)?;
         if found.external_id.is_empty() {
             remark(&format!(
-                "{name} has had no agent yet, so it isn't known whether this is its cluster."
+                "No agent of {name} has told which cluster it is in, so this may be another one."
             ));
         } else if found.external_id != here.trim() {
             return Err(refused(format!(
