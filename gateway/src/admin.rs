@@ -129,6 +129,21 @@ fn metrics(gateway: &Gateway) -> String {
          # TYPE towline_answers_cut_total counter\ntowline_answers_cut_total {}",
         gateway.slow.cut()
     );
+    let audit = gateway.audit.counts();
+    for (name, help, value) in [
+        ("written", "Audit events written.", audit.written()),
+        (
+            "dropped",
+            "Audit events lost: there was no room, or the sink did not take them.",
+            audit.dropped(),
+        ),
+    ] {
+        let _written = writeln!(
+            text,
+            "# HELP towline_audit_events_{name}_total {help}\n# TYPE towline_audit_events_{name}_total counter\n\
+             towline_audit_events_{name}_total {value}"
+        );
+    }
     text.push_str("# HELP towline_requests_total Answers on the public port.\n# TYPE towline_requests_total counter\n");
     for (class, count) in gateway.requests.0.iter().enumerate() {
         let count = count.load(Ordering::Relaxed);

@@ -13,17 +13,18 @@ use tonic::Status;
 use tower_service::Service as _;
 use towline_proto::{
     api::{
-        enrolment_server::EnrolmentServer, iam_server::IamServer, identity_server::IdentityServer,
-        memberships_server::MembershipsServer, projects_server::ProjectsServer,
-        quotas_server::QuotasServer, service_accounts_server::ServiceAccountsServer,
-        streams_server::StreamsServer, users_server::UsersServer,
-        workload_identity_server::WorkloadIdentityServer,
+        audit_server::AuditServer, enrolment_server::EnrolmentServer, iam_server::IamServer,
+        identity_server::IdentityServer, memberships_server::MembershipsServer,
+        projects_server::ProjectsServer, quotas_server::QuotasServer,
+        service_accounts_server::ServiceAccountsServer, streams_server::StreamsServer,
+        users_server::UsersServer, workload_identity_server::WorkloadIdentityServer,
     },
     body::Aborted,
 };
 
 use crate::{agents::OWN_ANSWER, app::Gateway, request::Body, store::StoreError};
 
+mod audit;
 mod caller;
 mod enrolment;
 mod iam;
@@ -32,6 +33,7 @@ mod json;
 mod memberships;
 mod projects;
 mod quotas;
+mod record;
 mod service_accounts;
 mod streams;
 mod users;
@@ -81,6 +83,10 @@ impl Api {
     /// One gRPC call; the service is named by the path.
     async fn call(&self, request: Request<tonic::body::Body>) -> Response<tonic::body::Body> {
         let api = self.clone();
+        let request = match record::noted(request).await {
+            Ok(request) => request,
+            Err(status) => return status.into_http(),
+        };
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
         let answered = match service {
             "towline.v1.Identity" => {
@@ -119,6 +125,12 @@ impl Api {
                     .call(request)
                     .await
             }
+            "towline.v1.Audit" => {
+                AuditServer::new(api)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .call(request)
+                    .await
+            }
             "towline.v1.Quotas" => {
                 QuotasServer::new(api)
                     .max_decoding_message_size(MAX_MESSAGE)
@@ -147,7 +159,9 @@ impl Api {
                 Ok(Status::unimplemented(format!("there is no service {other:?}")).into_http())
             }
         };
-        answered.unwrap_or_else(|never| match never {})
+        let response = answered.unwrap_or_else(|never| match never {});
+        record::answered(&response);
+        response
     }
 }
 

@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin,
     agents::SeenHellos,
+    audit::{self, Audit, SinkError},
     authn::{
         people::{People, PeopleError},
         standing::Grounds,
@@ -47,6 +48,8 @@ pub struct Gateway {
     pub tunnels: Tunnels,
     /// What is in use.
     pub quotas: Quotas,
+    /// What was done.
+    pub audit: Audit,
     /// Streams in flight.
     pub live: Live,
     /// Answers on their way to readers.
@@ -94,6 +97,9 @@ pub enum StartError {
     /// The file with other issuers.
     #[error(transparent)]
     People(#[from] PeopleError),
+    /// The audit log.
+    #[error("the audit log can't be written")]
+    Audit(#[source] SinkError),
     /// The database.
     #[error("the database can't be used")]
     Store(#[source] StoreError),
@@ -135,6 +141,9 @@ impl Gateway {
             None => None,
         };
         let people = Arc::new(People::load(&config)?);
+        let (audit, writer) = Audit::open(config.audit.clone(), clock.clone())
+            .await
+            .map_err(StartError::Audit)?;
         // What a gateway that died left behind.
         store
             .all_disconnected(clock.unix())
@@ -144,7 +153,9 @@ impl Gateway {
         let (admin_listener, admin) = bind("admin_listen", config.admin_listen).await?;
         let gateway = Arc::new(Self {
             quotas: Quotas::new(config.limits, store.clone()),
+            audit,
             live: Live::new(clock.clone()),
+            slow: SlowReaders::new(config.limits.slow_readers_bytes),
             login: login::State::new(&config),
             workloads: Workloads::new(),
             config,
@@ -154,7 +165,6 @@ impl Gateway {
             store,
             people,
             tunnels: Tunnels::default(),
-            slow: SlowReaders::default(),
             hellos: SeenHellos::default(),
             requests: admin::Requests::default(),
             tasks: TaskTracker::new(),
@@ -169,6 +179,7 @@ impl Gateway {
             )),
             own(admin::run(Arc::clone(&gateway), admin_listener)),
             own(Arc::clone(&gateway.keys).renew()),
+            own(writer.run()),
             own(gateway.quotas.clone().forget_idle()),
             own(Arc::clone(&gateway.people).watch(gateway.store.clone(), gateway.clock.clone())),
             own(gateway.slow.clone().bound(gateway.live.clone())),
@@ -259,6 +270,9 @@ impl Running {
             .is_err()
         {
             tracing::warn!("some sessions did not end in time");
+        }
+        if timeout(audit::FLUSH, gateway.audit.flush()).await.is_err() {
+            tracing::error!("some audit events could not be written in time");
         }
         gateway.store.close().await;
     }

@@ -38,7 +38,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use towline_proto::{assertion::Nested, body::Aborted, wire};
 
-use crate::{authn::BEARER_SUBPROTOCOL, error::Refused, quota::Lease, target::Kind};
+use crate::{audit, authn::BEARER_SUBPROTOCOL, error::Refused, quota::Lease, target::Kind};
 
 mod nested;
 
@@ -86,6 +86,10 @@ pub fn outbound(
     strip_credentials(&mut head.headers);
     if let Ok(client) = HeaderValue::from_str(&client.to_string()) {
         head.headers.insert("x-forwarded-for", client);
+    }
+    // The API server takes it for its own record; a caller's own would put theirs under another's.
+    if let Ok(id) = HeaderValue::from_str(&request_id) {
+        head.headers.insert(audit::AUDIT_ID, id);
     }
     Ok(Outbound {
         lease,

@@ -24,6 +24,13 @@ impl Clock {
         (Self::Fixed(Arc::clone(&now)), now)
     }
 
+    /// Now, in microseconds since 1970.
+    pub fn micros(&self) -> u64 {
+        self.now().duration_since(UNIX_EPOCH).map_or(0, |since| {
+            u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+        })
+    }
+
     /// Now.
     pub fn now(&self) -> SystemTime {
         match self {

@@ -14,10 +14,19 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
 
-use crate::quota::{Defaults, MOST_LIMIT};
+use crate::{
+    audit::{self, SinkConfig, WhenFull},
+    quota::{Defaults, MOST_LIMIT},
+};
+
+/// The least size of a file of the audit log, in bytes.
+const LEAST_LOG: u64 = 1024;
 
 /// The least that may be held for callers who don't read, in bytes: a few answers.
 const LEAST_HELD: u64 = 16 * 1024 * 1024;
+
+/// The most, in bytes: below what a whole tunnel may have in flight, or they would stop it.
+const MOST_HELD: u64 = 768 * 1024 * 1024;
 
 mod identity;
 
@@ -54,6 +63,8 @@ pub struct File {
     pub login: Option<Vec<LoginFile>>,
     /// Workload identity.
     pub federation: Option<FederationFile>,
+    /// Where it is written down what was done.
+    pub audit: Option<AuditFile>,
 }
 
 /// `[tls]`.
@@ -78,6 +89,31 @@ pub struct TokensFile {
     pub idle: Option<String>,
     /// A sign-in that is; `30d`.
     pub sign_in: Option<String>,
+}
+
+/// `[audit]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditFile {
+    /// `file`, `stdout`, `webhook` or `none`; `file`.
+    pub sink: Option<String>,
+    /// The file that is written; `audit.jsonl`. Those before it have `.1` and so on behind their names.
+    pub file: Option<PathBuf>,
+    /// From which size in bytes another is begun; 104857600.
+    pub max_bytes: Option<u64>,
+    /// How many files are kept; 10.
+    pub max_files: Option<u32>,
+    /// Where `EventList`s are posted.
+    pub webhook_url: Option<String>,
+    /// PEM file to check its certificate against; the system's authorities when absent.
+    pub webhook_certificate_authority: Option<PathBuf>,
+    /// File with a bearer token for it. Read again for every post.
+    pub webhook_token_file: Option<PathBuf>,
+    /// How many events wait for the sink; 10000.
+    pub queue: Option<usize>,
+    /// What happens to a request when as many wait: `drop` serves it and counts the record that is missing,
+    /// `refuse` answers 503; `drop`.
+    pub when_full: Option<String>,
 }
 
 /// What a gateway runs with.
@@ -109,6 +145,8 @@ pub struct Config {
     pub logins: Vec<Login>,
     /// Issuers of workloads that may have addresses within.
     pub allow_issuers: Vec<String>,
+    /// Where it is written down what was done.
+    pub audit: audit::Config,
 }
 
 /// The public port's certificate, in PEM files.
@@ -227,6 +265,7 @@ impl File {
             address,
         );
         let tls = self.tls(&mut check, &state_dir);
+        let audit = self.audit(&mut check, &state_dir);
         let trusted_proxies = self
             .trusted_proxies
             .iter()
@@ -261,11 +300,11 @@ impl File {
                 );
             }
         }
-        if limits.slow_readers_bytes < LEAST_HELD {
+        if !(LEAST_HELD..=MOST_HELD).contains(&limits.slow_readers_bytes) {
             let _none: Option<()> = check.problem(
                 "limits.slow_readers_bytes",
                 &limits.slow_readers_bytes.to_string(),
-                format!("must be {LEAST_HELD} or more"),
+                format!("must be between {LEAST_HELD} and {MOST_HELD}"),
             );
         }
         let drain_limit = check.or("drain_limit", self.drain_limit.as_deref(), "60s", duration);
@@ -300,6 +339,7 @@ impl File {
             access,
             idle,
             sign_in,
+            audit,
         ) {
             (
                 Some(public_url),
@@ -310,6 +350,7 @@ impl File {
                 Some(access),
                 Some(idle),
                 Some(sign_in),
+                Some(audit),
             ) if check.problems.is_empty() => Ok(Config {
                 public_url,
                 listen,
@@ -334,12 +375,77 @@ impl File {
                     .map(|file| base.join(file)),
                 logins,
                 allow_issuers,
+                audit,
             }),
             _ => Err(ConfigError::Values {
                 file: path.to_owned(),
                 problems: check.problems,
             }),
         }
+    }
+
+    fn audit(&self, check: &mut Check, state_dir: &Path) -> Option<audit::Config> {
+        let audit = self.audit.clone().unwrap_or_default();
+        let when_full = check.or(
+            "audit.when_full",
+            audit.when_full.as_deref(),
+            "drop",
+            |text| match text {
+                "drop" => Ok(WhenFull::Drop),
+                "refuse" => Ok(WhenFull::Refuse),
+                _ => Err("is neither \"drop\" nor \"refuse\"".to_owned()),
+            },
+        );
+        let sink = match audit.sink.as_deref().unwrap_or("file") {
+            "none" => Some(SinkConfig::None),
+            "stdout" => Some(SinkConfig::Stdout),
+            "file" => {
+                let max_bytes = audit.max_bytes.unwrap_or(100 * 1024 * 1024);
+                let max_files = audit.max_files.unwrap_or(10);
+                if max_bytes < LEAST_LOG {
+                    let reason = format!("must be {LEAST_LOG} or more");
+                    check.problem("audit.max_bytes", &max_bytes.to_string(), reason)
+                } else if !(1..=1_000).contains(&max_files) {
+                    let reason = "must be between 1 and 1000";
+                    check.problem("audit.max_files", &max_files.to_string(), reason)
+                } else {
+                    Some(SinkConfig::File {
+                        path: state_dir
+                            .join(audit.file.unwrap_or_else(|| PathBuf::from("audit.jsonl"))),
+                        max_bytes,
+                        max_files,
+                    })
+                }
+            }
+            "webhook" => check
+                .required(
+                    "audit.webhook_url",
+                    audit.webhook_url.as_deref(),
+                    webhook_url,
+                )
+                .map(|url| SinkConfig::Webhook {
+                    url,
+                    certificate_authority: audit
+                        .webhook_certificate_authority
+                        .map(|path| state_dir.join(path)),
+                    token_file: audit.webhook_token_file.map(|path| state_dir.join(path)),
+                }),
+            other => check.problem(
+                "audit.sink",
+                other,
+                "is not one of \"file\", \"stdout\", \"webhook\", \"none\"",
+            ),
+        };
+        let queue = audit.queue.unwrap_or(10_000);
+        if !(10..=1_000_000).contains(&queue) {
+            let reason = "must be between 10 and 1000000";
+            return check.problem("audit.queue", &queue.to_string(), reason);
+        }
+        Some(audit::Config {
+            sink: sink?,
+            queue,
+            when_full: when_full?,
+        })
     }
 
     /// `Some(None)`: none is wanted.
@@ -387,6 +493,7 @@ impl fmt::Debug for Config {
             .field("authentication_config", &self.authentication_config)
             .field("logins", &self.logins)
             .field("allow_issuers", &self.allow_issuers)
+            .field("audit", &self.audit)
             .finish()
     }
 }
@@ -467,6 +574,23 @@ pub fn public_url(text: &str) -> Result<Url, String> {
         return Ok(url);
     };
     Err(problem.to_owned())
+}
+
+/// Events name people: they travel encrypted, but to the machine itself.
+fn webhook_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
+    let own = match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        _ => false,
+    };
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if own => Ok(url),
+        _ => Err(
+            "does not begin with https:// (http:// goes to 127.0.0.1 and [::1] alone)".to_owned(),
+        ),
+    }
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -614,7 +738,7 @@ mod tests {
              TOML parse error at line 3, column 1\n  |\n3 | listn = \"x\"\n  | ^^^^^\n\
              unknown field `listn`, expected one of `public_url`, `listen`, `admin_listen`, `state_dir`, `tls`, \
              `certificate_authority`, `trusted_proxies`, `drain_limit`, `limits`, `tokens`, `authentication_config`, `login`, \
-             `federation`\n"
+             `federation`, `audit`\n"
         );
         let error = check("listen = 1").unwrap_err().to_string();
         assert!(error.contains("line 1, column 10"), "{error}");
@@ -633,6 +757,9 @@ mod tests {
             limits.streams_per_project = 0
             tokens.access = "2d"
             tokens.idle = "7w"
+            audit.sink = "webhook"
+            audit.webhook_url = "http://collector.example"
+            audit.when_full = "wait"
             federation.allow_issuers = ["gitlab.internal"]
             [[login]]
             name = "s s o"
@@ -648,6 +775,8 @@ mod tests {
   listen = "8443": is not ADDRESS:PORT, such as 0.0.0.0:8443 or [::]:8443
   admin_listen = "localhost:1": is not ADDRESS:PORT, such as 0.0.0.0:8443 or [::]:8443
   tls.mode = "maybe": is neither "on" nor "off"
+  audit.when_full = "wait": is neither "drop" nor "refuse"
+  audit.webhook_url = "http://collector.example": does not begin with https:// (http:// goes to 127.0.0.1 and [::1] alone)
   trusted_proxies = "nginx": is neither an address nor a network such as 10.0.0.0/8
   limits.streams_per_project = "0": must be 1 or more
   drain_limit = "60": is not a number with a unit: 90s, 10m, 12h, 7d

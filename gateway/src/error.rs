@@ -10,6 +10,7 @@ use serde_json::json;
 use towline_proto::names::Membership;
 
 use crate::{
+    audit::NoRoom,
     iam::{Permission, Principal},
     quota::Exhausted,
     request::Body,
@@ -94,6 +95,9 @@ pub enum Refused {
     /// The agent does not believe this gateway.
     #[error("failed_precondition: the agent refused the gateway's assertion: {0}")]
     Assertion(String),
+    /// There is no room for a record of it.
+    #[error("{0}; its operator has to make room")]
+    Audit(#[from] NoRoom),
     /// The gateway's own fault.
     #[error("internal error of the gateway: {0}")]
     Internal(String),
@@ -116,7 +120,7 @@ impl Refused {
             Self::Forbidden { .. } | Self::Impersonation(_) | Self::Nested(_) => {
                 (StatusCode::FORBIDDEN, "Forbidden")
             }
-            Self::NoAgent(_) | Self::AgentLost | Self::AgentBusy(_) => {
+            Self::NoAgent(_) | Self::AgentLost | Self::AgentBusy(_) | Self::Audit(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable")
             }
             Self::Quota(_) => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
@@ -138,6 +142,7 @@ impl Refused {
             Self::Quota(_) => "quota",
             Self::NoAgent(_) | Self::AgentLost | Self::AgentBusy(_) => "tunnel",
             Self::Impersonation(_) | Self::Cluster(_) | Self::Assertion(_) => "agent",
+            Self::Audit(_) => "audit",
             Self::Nested(_) => "RBAC",
             Self::Internal(_) => "gateway",
         }

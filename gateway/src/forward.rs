@@ -25,6 +25,7 @@ use towline_proto::{
 
 use crate::{
     app::Gateway,
+    audit::Record,
     error::Refused,
     live::{Running, Stream},
     request::Body,
@@ -94,7 +95,7 @@ pub async fn answer(
     sent: Sent,
     upgrade: Option<OnUpgrade>,
     origin: &Origin,
-    request_id: &str,
+    record: &Record,
 ) -> Result<Response<Body>, Refused> {
     let Sent {
         response,
@@ -111,6 +112,7 @@ pub async fn answer(
     let upgraded = head.headers.get(wire::UPGRADED).cloned();
     let left_out = GroupsLeftOut::of(&head.headers);
     head.extensions.insert(left_out);
+    record.groups_left_out(left_out);
     wire::strip_hop_by_hop(&mut head.headers);
     for name in OF_THE_ORIGIN {
         head.headers.remove(name);
@@ -118,9 +120,11 @@ pub async fn answer(
     keep_prefix(&mut head.headers, &held, origin);
 
     let permit = held.lease().permit();
-    let stream = |protocol: &str| {
+    let request_id = &record.id();
+    let stream = |protocol: &str, status: StatusCode| {
+        record.started(status);
         let target = permit.target();
-        gateway.live.start(Stream {
+        let stream = Stream {
             request_id: request_id.to_owned(),
             principal: permit.identity().principal.to_string(),
             membership: permit.membership().clone(),
@@ -129,7 +133,8 @@ pub async fn answer(
             started: 0,
             ended: 0,
             reason: String::new(),
-        })
+        };
+        gateway.live.start(stream, record.clone())
     };
     match (upgraded, outgoing, &permit.target().kind) {
         (Some(protocol), Some(outgoing), Kind::Upgrade { .. }) => {
@@ -138,7 +143,10 @@ pub async fn answer(
                     "this connection can't be upgraded; use HTTP/1.1".to_owned(),
                 ));
             };
-            let running = stream(&String::from_utf8_lossy(protocol.as_bytes()));
+            let running = stream(
+                &String::from_utf8_lossy(protocol.as_bytes()),
+                StatusCode::SWITCHING_PROTOCOLS,
+            );
             Ok(switch(
                 gateway,
                 head,
@@ -153,14 +161,14 @@ pub async fn answer(
             ))
         }
         (None, _, Kind::LongRunning { watch }) => {
-            let running = stream(if *watch { "watch" } else { "long-running" });
+            let running = stream(if *watch { "watch" } else { "long-running" }, head.status);
             let json_watch = *watch && head.status == StatusCode::OK && is_json(&head.headers);
             let revoked = Box::pin(ended(&held));
             let body = LongRunning {
                 body: gateway.slow.hand_on(body, held, request_id),
                 revoked,
                 running: Some(running),
-                events: json_watch.then(|| request_id.to_owned()),
+                events: json_watch.then(|| request_id.clone()),
                 at_boundary: true,
                 over: false,
             };
@@ -303,6 +311,7 @@ fn switch(
             sent,
             received,
         } = upgraded::join(&mut connection, body, outgoing, ended(&held)).await;
+        running.carried(sent, received);
         match aborted {
             None => running.end("ended"),
             Some(aborted) => {
@@ -411,6 +420,17 @@ impl<R: Future<Output = String>> LongRunning<R> {
     }
 }
 
+impl<R> Drop for LongRunning<R> {
+    fn drop(&mut self) {
+        // Of a body with a length the HTTP library doesn't ask for the end.
+        if self.body.size_hint().upper() == Some(0)
+            && let Some(running) = self.running.take()
+        {
+            running.end("ended");
+        }
+    }
+}
+
 impl<R: Future<Output = String>> HttpBody for LongRunning<R> {
     type Data = Bytes;
     type Error = Aborted;
@@ -442,5 +462,9 @@ impl<R: Future<Output = String>> HttpBody for LongRunning<R> {
                 None
             }
         })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -15,7 +15,8 @@
 //! | [`tunnels`] | membership | a session of the cluster's agent |
 //! | [`forward`] | the agent's answer | the caller's |
 //!
-//! [`error`] is the one table from a refusal to what the caller is told, [`live`] knows the streams in flight.
+//! [`error`] is the one table from a refusal to what the caller is told, [`live`] knows the streams in flight, [`audit`]
+//! writes down what was done and how it ended.
 //!
 //! The other doors of the same port: [`agents`] (sessions), [`login`] (the embedded issuer), [`api`] (management).
 //! Underneath: [`iam`] (values), [`store`], [`keys`], [`clock`]. Around: [`config`], [`init`], [`app`], [`tls`],
@@ -26,6 +27,7 @@ pub mod agents;
 pub mod api;
 pub mod app;
 pub mod assert;
+pub mod audit;
 pub mod authn;
 pub mod authority;
 pub mod authz;

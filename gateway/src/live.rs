@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::Notify;
 use towline_proto::names::{Membership, Project};
 
-use crate::clock::Clock;
+use crate::{audit::Record, clock::Clock};
 
 /// How many ended streams are remembered.
 const REMEMBERED: usize = 1_000;
@@ -53,6 +53,7 @@ struct State {
 pub struct Running {
     live: Live,
     request_id: String,
+    record: Record,
 }
 
 impl Live {
@@ -65,8 +66,8 @@ impl Live {
         }
     }
 
-    /// Adds a stream; `started` is filled in.
-    pub fn start(&self, stream: Stream) -> Running {
+    /// Adds a stream whose record is written when it has ended; `started` is filled in.
+    pub fn start(&self, stream: Stream, record: Record) -> Running {
         let request_id = stream.request_id.clone();
         let stream = Stream {
             started: self.clock.unix(),
@@ -80,6 +81,7 @@ impl Live {
         Running {
             live: self.clone(),
             request_id,
+            record,
         }
     }
 
@@ -152,8 +154,15 @@ fn of(stream: &Stream, project: Option<&Project>) -> bool {
 }
 
 impl Running {
+    /// What an upgraded stream has carried, in bytes: from the caller and to the caller.
+    pub fn carried(&self, received: u64, sent: u64) {
+        self.record.received(received);
+        self.record.sent(sent);
+    }
+
     /// The stream is over.
     pub fn end(self, reason: &str) {
+        self.record.ended(reason);
         self.live.end(&self.request_id, reason);
     }
 }
@@ -161,6 +170,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // After `end` there is nothing left to end.
+        self.record.ended("the caller went away");
         self.live.end(&self.request_id, "the caller went away");
     }
 }

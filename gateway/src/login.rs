@@ -31,7 +31,7 @@ use http_body_util::{BodyExt as _, Full};
 use serde::{Deserialize, Serialize};
 use towline_proto::{endpoint, handshake::NoRandomness, jws::Kind, names::Membership};
 
-use crate::{agents::OWN_ANSWER, app::Gateway, config::Config, request::Body};
+use crate::{agents::OWN_ANSWER, app::Gateway, audit, config::Config, request::Body};
 
 use attempts::Attempts;
 use form::Form;
@@ -366,6 +366,7 @@ impl Refusal {
     }
 
     fn into_response(self) -> Response<Body> {
+        audit::current(|record| record.answered(self.status, Some(self.error)));
         let body = serde_json::json!({"error": self.error, "error_description": self.description});
         let mut response = json(self.status, &body);
         self.retry(&mut response);

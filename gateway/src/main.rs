@@ -62,6 +62,11 @@ const KEYS: &str = "Configuration file (TOML):
     watches_per_principal                                              [5000]
   limits.slow_readers_bytes      held for callers who don't read       [268435456]
   limits.connections_per_address                                       [10000]
+  audit.sink             file, stdout, webhook or none                 [file]
+  audit.file, audit.max_bytes, audit.max_files                         [audit.jsonl, 104857600, 10]
+  audit.webhook_url, audit.webhook_certificate_authority, audit.webhook_token_file
+  audit.queue            events that wait for the sink                 [10000]
+  audit.when_full        drop (serve, and count what is missing) or refuse (503) [drop]
   tokens.access          an access token's life                        [10m]
   tokens.idle            a sign-in's that isn't used                   [7d]
   tokens.sign_in         a sign-in's that is                           [30d]

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use http::{Request, Response, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
-use towline_proto::{body::Aborted, handshake::random_id};
+use towline_proto::body::Aborted;
 
 use crate::{
     app::Gateway,
-    assert, authn, authz,
-    error::{self, Refused},
+    assert,
+    audit::{self, Record},
+    authn, authz,
+    error::Refused,
     forward,
     target::Target,
 };
@@ -19,33 +21,29 @@ use crate::{
 /// What callers are answered with.
 pub type Body = UnsyncBoxBody<Bytes, Aborted>;
 
-/// Serves one request: the stages in their order, each used up by the next.
+/// Serves one request.
 pub async fn serve(
     gateway: &Gateway,
     client: IpAddr,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let request_id = match random_id() {
-        Ok(id) => id,
-        Err(error) => return Refused::Internal(error.to_string()).into_response("-"),
-    };
     let method = request.method().clone();
     let discovers = discovers(&request);
-    let mut response = match run(gateway, client, request, &request_id).await {
-        Ok(response) => response,
-        Err(refused) => {
-            tracing::info!(request_id, %client, %method, layer = refused.layer(), reason = %refused, "refused");
-            if discovers {
-                refused.into_text_response(&request_id)
-            } else {
-                refused.into_response(&request_id)
-            }
+    audit::recorded(gateway, client, request, async |request, record: Record| {
+        let refused = match run(gateway, client, request, &record).await {
+            Ok(response) => return response,
+            Err(refused) => refused,
+        };
+        let request_id = record.id();
+        tracing::info!(request_id, %client, %method, layer = refused.layer(), reason = %refused, "refused");
+        record.refused(&refused);
+        if discovers {
+            refused.into_text_response(&request_id)
+        } else {
+            refused.into_response(&request_id)
         }
-    };
-    if let Ok(id) = http::HeaderValue::from_str(&request_id) {
-        response.headers_mut().insert(error::REQUEST_ID, id);
-    }
-    response
+    })
+    .await
 }
 
 /// Whether kubectl asks which APIs there are, as it does before all else: it reads no `Status` there (client-go's
@@ -59,22 +57,27 @@ fn discovers(request: &Request<Incoming>) -> bool {
             .is_some_and(|accept| accept.contains("g=apidiscovery.k8s.io"))
 }
 
+/// The stages in their order, each used up by the next.
 async fn run(
     gateway: &Gateway,
     client: IpAddr,
     request: Request<Incoming>,
-    request_id: &str,
+    record: &Record,
 ) -> Result<Response<Body>, Refused> {
     let (mut head, body) = request.into_parts();
 
     // Everything that decides, before anything has an effect.
     let target = Target::parse(&head)?;
+    record.target(&target);
     let upgrade = head.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let caller = authn::identify(gateway, &head.headers, &target).await?;
+    record.caller(&caller);
     let permit = authz::permit(gateway, caller, target).await?;
+    record.permit(&permit);
     let lease = gateway.quotas.lease(permit).await?;
     let origin = forward::Origin::of(&head);
-    let outbound = assert::outbound(lease, head, body, request_id.to_owned(), client)?;
+    let outbound = assert::outbound(lease, head, body, record.id(), client)?;
+    record.outbound(&outbound);
 
     // Everything that may fail before the answer's head.
     let tunnel = gateway
@@ -84,5 +87,5 @@ async fn run(
     let sent = tunnel.send(outbound).await?;
 
     // From here on errors can't be HTTP any more.
-    forward::answer(gateway, sent, upgrade, &origin, request_id).await
+    forward::answer(gateway, sent, upgrade, &origin, record).await
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -27,7 +27,14 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use towline_proto::{endpoint, tunnel};
 
-use crate::{agents, api, app::Gateway, error::Refused, login, request, tls::Certificate};
+use crate::{
+    agents, api,
+    app::Gateway,
+    audit::{self, Record},
+    error::Refused,
+    login, request,
+    tls::Certificate,
+};
 
 mod opening;
 
@@ -181,9 +188,21 @@ async fn route(
     } else if path == endpoint::AGENT_CONNECT {
         agents::connect(gateway, client, request).await
     } else if path.starts_with("/oauth2/") {
-        login::serve(gateway, client, request).await
+        // Pages and keys that anybody may read are no deeds.
+        if request.method() == Method::POST {
+            audit::recorded(gateway, client, request, async |request, record: Record| {
+                record.verb(request.uri().path().trim_start_matches("/oauth2/"));
+                audit::within(record, login::serve(gateway, client, request)).await
+            })
+            .await
+        } else {
+            login::serve(gateway, client, request).await
+        }
     } else if path.starts_with("/towline.v1.") {
-        api::serve(gateway, request).await
+        audit::recorded(gateway, client, request, async |request, record: Record| {
+            audit::within(record, api::serve(gateway, request)).await
+        })
+        .await
     } else {
         request::serve(gateway, client, request).await
     };

@@ -2,10 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -30,6 +27,9 @@ use crate::{
     error::Refused,
     quota::Lease,
 };
+use shares::{Place, Shares};
+
+mod shares;
 
 /// How long a request waits for an agent that was here a moment ago.
 const RECONNECT_WAIT: Duration = Duration::from_secs(5);
@@ -49,7 +49,7 @@ pub struct Tunnel {
     signing: Arc<KeyPair>,
     clock: Clock,
     requests: SendRequest<RequestBody>,
-    streams: Arc<AtomicUsize>,
+    shares: Shares,
     grants: Mutex<HashMap<String, CachedGrant>>,
     closed: CancellationToken,
 }
@@ -76,7 +76,7 @@ pub struct Sent {
 #[derive(Debug)]
 pub struct Held {
     lease: Lease,
-    _stream: StreamCount,
+    _place: Place,
     /// Cancelled when the session is over.
     pub closed: CancellationToken,
 }
@@ -85,15 +85,6 @@ impl Held {
     /// The lease that the stream runs on.
     pub const fn lease(&self) -> &Lease {
         &self.lease
-    }
-}
-
-#[derive(Debug)]
-struct StreamCount(Arc<AtomicUsize>);
-
-impl Drop for StreamCount {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -114,7 +105,7 @@ impl Tunnel {
             signing,
             clock,
             requests,
-            streams: Arc::default(),
+            shares: Shares::new(tunnel::MAX_STREAMS),
             grants: Mutex::default(),
             closed: CancellationToken::new(),
         }
@@ -127,7 +118,7 @@ impl Tunnel {
 
     /// Requests in it now.
     pub fn streams(&self) -> usize {
-        self.streams.load(Ordering::Relaxed)
+        self.shares.taken()
     }
 
     /// Sends an authorized request down the tunnel and waits for the answer's head.
@@ -135,7 +126,9 @@ impl Tunnel {
     /// # Errors
     /// The session is over, or it is full.
     pub async fn send(&self, outbound: Outbound) -> Result<Sent, Refused> {
-        let stream = self.take_stream()?;
+        let place = self
+            .shares
+            .take(&outbound.lease().permit().identity().principal)?;
         let request_id = outbound.request_id().to_owned();
         let grant = self.grant(outbound.lease().permit().identity())?;
         let nested = outbound.nested().map(Nested::to_header);
@@ -208,22 +201,10 @@ impl Tunnel {
             outgoing,
             held: Held {
                 lease,
-                _stream: stream,
+                _place: place,
                 closed: self.closed.clone(),
             },
         })
-    }
-
-    fn take_stream(&self) -> Result<StreamCount, Refused> {
-        let count = StreamCount(Arc::clone(&self.streams));
-        // Counted before it is compared: the guard takes it back either way.
-        if self.streams.fetch_add(1, Ordering::Relaxed) >= tunnel::MAX_STREAMS {
-            return Err(Refused::AgentBusy(format!(
-                "{} requests are in its tunnel",
-                tunnel::MAX_STREAMS
-            )));
-        }
-        Ok(count)
     }
 
     /// A grant for this identity, signed anew only when the last one is past half its time.
@@ -382,6 +363,13 @@ impl Tunnels {
     /// How many sessions a membership has here.
     pub fn sessions(&self, membership: &Membership) -> usize {
         self.lock().live.get(membership).map_or(0, Vec::len)
+    }
+
+    /// How many requests are in a membership's sessions here.
+    pub fn streams(&self, membership: &Membership) -> usize {
+        let state = self.lock();
+        let live = state.live.get(membership);
+        live.map_or(0, |live| live.iter().map(|tunnel| tunnel.streams()).sum())
     }
 
     /// How many sessions there are here in all.

@@ -7,8 +7,10 @@
 )]
 
 mod path {
+    mod audit;
     pub(crate) mod double;
     mod hostile;
+    mod leases;
     pub(crate) mod world;
 }
 
@@ -23,7 +25,6 @@ use path::{
     world::{World, bounded},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use towline_gateway::slow;
 use towline_proto::{assertion::Nested, body, wire};
 
 const BASE: &str = "/v1/projects/p/locations/global/memberships/m";
@@ -60,6 +61,7 @@ async fn the_agent_gets_exactly_what_it_should() {
         ("x-private", "1"),
         ("towline-grant", "forged"),
         ("user-agent", "kubectl"),
+        ("audit-id", "forged"),
     ] {
         request.headers_mut().insert(name, value.parse().unwrap());
     }
@@ -73,6 +75,7 @@ async fn the_agent_gets_exactly_what_it_should() {
         names,
         [
             "accept",
+            "audit-id",
             wire::GRANT,
             wire::MAC,
             wire::REQUEST_ID,
@@ -86,6 +89,16 @@ async fn the_agent_gets_exactly_what_it_should() {
         ("alice", &["dev".to_owned()][..])
     );
     assert_eq!(grant.principal, "user:alice");
+    // One id for the caller, both programs' logs and the API server's record.
+    let id = &response.headers()["towline-request-id"];
+    assert_eq!(id.len(), 36);
+    for told in [
+        &response.headers()["audit-id"],
+        &head.headers["audit-id"],
+        &head.headers[wire::REQUEST_ID],
+    ] {
+        assert_eq!(told, id);
+    }
 }
 
 #[tokio::test]
@@ -760,7 +773,7 @@ async fn an_answer_that_breaks_off_gives_what_there_was_and_then_an_abort() {
 
 #[tokio::test]
 async fn who_stalls_too_many_answers_loses_the_oldest() {
-    let world = World::start().await;
+    let world = World::start_with("limits.slow_readers_bytes = 16777216").await;
     world
         .agent(|request: Request<Incoming>, _| async move {
             if request.uri().path() == "/small" {
@@ -774,11 +787,12 @@ async fn who_stalls_too_many_answers_loses_the_oldest() {
     let mut others = bounded(other("/bulk")).await;
     let alice = world.as_user("alice").narrow().await;
     let mut stalled = Vec::new();
-    for _ in 0..slow::MOST + 9 {
+    for _ in 0..16 * 16 + 9 {
         stalled.push(bounded(alice("/bulk")).await);
     }
-    // Ten are too many, and all of them are alice's.
+    // 256 fit into 16 MiB. Ten are too many, and all of them are alice's.
     world.cut(10).await;
+    assert!(world.stalled_bytes() <= 16 << 20);
     for body in stalled.iter_mut().take(10) {
         assert!(read(body).await.is_err());
     }
@@ -833,6 +847,12 @@ async fn a_cluster_says_nothing_for_the_gateways_origin() {
     names.sort_unstable();
     assert_eq!(
         names,
-        ["content-length", "date", "towline-request-id", "x-own"]
+        [
+            "audit-id",
+            "content-length",
+            "date",
+            "towline-request-id",
+            "x-own"
+        ]
     );
 }

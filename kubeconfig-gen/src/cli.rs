@@ -11,6 +11,7 @@ use crate::{
 };
 
 mod admin;
+mod audit;
 mod gateway_rbac;
 mod iam;
 mod login;
@@ -20,6 +21,7 @@ mod service_accounts;
 mod workload_identity;
 
 pub use admin::{ConfigCommand, ConfigKey, ProjectsCommand, StreamsCommand, UsersCommand};
+pub use audit::{AuditCommand, ListAudit, Since};
 pub use gateway_rbac::GatewayRbac;
 pub use iam::{BindingArgs, Condition, Explain, IamCommand, PolicyCommand, RolesCommand};
 pub use login::Login;
@@ -180,6 +182,9 @@ pub enum Command {
     /// Projects, and who may do what in them
     #[command(subcommand, visible_alias = "project", arg_required_else_help = true)]
     Projects(ProjectsCommand),
+    /// What was done, by whom, and how it ended
+    #[command(subcommand, arg_required_else_help = true)]
+    Audit(AuditCommand),
     /// How much principals and projects may use, and what they use now
     #[command(subcommand, visible_alias = "quota", arg_required_else_help = true)]
     Quotas(QuotasCommand),

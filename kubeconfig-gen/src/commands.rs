@@ -19,6 +19,7 @@ use crate::{
     workload::WorkloadError,
 };
 
+mod audit;
 mod config;
 mod context;
 mod gateway_rbac;
@@ -128,6 +129,7 @@ async fn with(context: &Context, command: Command) -> Result<(), Error> {
         Command::GetCredentials(args) => Box::pin(get_credentials::run(context, *args)).await,
         Command::Users(command) => users::run(context, command).await,
         Command::Projects(command) => projects::run(context, command).await,
+        Command::Audit(command) => Box::pin(audit::run(context, command)).await,
         Command::Quotas(command) => quotas::run(context, command).await,
         Command::ServiceAccounts(command) => service_accounts::run(context, command).await,
         Command::Iam(command) => Box::pin(iam::run(context, command)).await,

@@ -31,6 +31,11 @@ impl Output {
         Self { format }
     }
 
+    /// What was asked for.
+    pub const fn format(self) -> Option<Format> {
+        self.format
+    }
+
     /// Whether the wide columns are wanted.
     pub fn is_wide(self) -> bool {
         self.format == Some(Format::Wide)

@@ -9,6 +9,7 @@ use tonic::{Status, metadata::MetadataMap};
 use super::{Api, internal};
 use crate::{
     app::Gateway,
+    audit,
     authn::{self, Identity},
     authz,
     error::{Refused, who},
@@ -68,6 +69,7 @@ impl Api {
                 (found.map_err(unauthenticated)?.1, expires)
             }
         };
+        audit::current(|record| record.identity(&identity));
         let operator = match &identity.principal {
             Principal::User(name) => {
                 let user = gateway.store.user(name).await.map_err(internal)?;
@@ -102,8 +104,12 @@ impl Api {
         resource: impl Into<Resource>,
         permission: Permission,
     ) -> Result<Caller, Status> {
-        let caller = self.caller(metadata).await?;
         let resource = resource.into();
+        audit::current(|record| {
+            record.project(resource.project());
+            record.permission(permission.name());
+        });
+        let caller = self.caller(metadata).await?;
         if self.may(&caller, &resource, permission).await?.allowed() {
             return Ok(caller);
         }

@@ -74,7 +74,7 @@ async fn call(api: &Api, request: Request<Incoming>) -> Result<String, Status> {
     serde_json::to_string(&message).map_err(|error| Status::internal(error.to_string()))
 }
 
-fn method(path: &str) -> Result<MethodDescriptor, Status> {
+pub(super) fn method(path: &str) -> Result<MethodDescriptor, Status> {
     let found = path
         .strip_prefix('/')
         .and_then(|path| path.split_once('/'))
@@ -120,7 +120,7 @@ fn payload(mut frame: Bytes) -> Result<Bytes, Status> {
 }
 
 /// What `grpc-status` says, when it isn't OK.
-fn status(headers: &HeaderMap) -> Option<Status> {
+pub(super) fn status(headers: &HeaderMap) -> Option<Status> {
     let code = headers.get("grpc-status")?;
     let code = Code::from_bytes(code.as_bytes());
     if code == Code::Ok {
@@ -137,7 +137,7 @@ fn status(headers: &HeaderMap) -> Option<Status> {
 }
 
 /// A code's name in JSON and its HTTP status.
-const fn name(code: Code) -> (&'static str, StatusCode) {
+pub(super) const fn name(code: Code) -> (&'static str, StatusCode) {
     match code {
         Code::Ok => ("ok", StatusCode::OK),
         Code::Cancelled => ("canceled", StatusCode::REQUEST_TIMEOUT),

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::{CLIENT_ID, Refusal, answer, form::Form, page, password, typed_code};
-use crate::{app::Gateway, request::Body, store::refresh::Authorization};
+use crate::{app::Gateway, audit, iam::Principal, request::Body, store::refresh::Authorization};
 
 /// What a client asks for, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +137,8 @@ pub(super) async fn sign_in(gateway: &Arc<Gateway>, client: IpAddr, form: &Form)
     match authenticate(gateway, client, form, username, &asked).await {
         Ok(code) => {
             tracing::info!(user = username, %client, "signed in");
+            let principal = Principal::User(username.to_owned());
+            audit::current(|record| record.signed_in(&principal));
             asked.redirect(&code)
         }
         Err(refused) => {

@@ -10,6 +10,7 @@ use towline_proto::{endpoint, handshake::random_id, jws::Kind};
 use super::{Audience, CLIENT_ID, Claims, Refusal, audience, form::Form, issuer};
 use crate::{
     app::Gateway,
+    audit,
     authn::standing::{Lost, Standing},
     iam::ServiceAccount,
     store::sign_ins::{SignIn, SignInError},
@@ -99,6 +100,7 @@ pub(super) async fn mint(
         .acting_as(&gateway.grounds(), wanted.accounts)
         .await
         .map_err(|lost| refused(&lost))?;
+    audit::current(|record| record.signed_in(&standing.principal()));
     let now = gateway.clock.unix();
     let lifetime = gateway.config.tokens.access.as_secs();
     let expires = until.map_or(now + lifetime, |until| until.min(now + lifetime));

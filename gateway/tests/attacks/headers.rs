@@ -271,6 +271,7 @@ async fn what_is_between_gateway_agent_and_api_server_no_caller_can_say() {
     assert_eq!(
         names,
         [
+            "audit-id",
             "towline-grant",
             "towline-mac",
             "towline-request-id",

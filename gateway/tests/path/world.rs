@@ -1,6 +1,14 @@
 //! A gateway on a port of its own, with users, one membership and clients.
 
-use std::{net::SocketAddr, path::Path, sync::Mutex, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response, header};
@@ -21,6 +29,7 @@ use towline_gateway::{
     keys::Keys,
     live::Stream,
     login,
+    quota::InUse,
     store::{Store, User},
 };
 use towline_proto::{
@@ -43,12 +52,17 @@ pub(crate) struct World {
     /// The key that membership `m` is enrolled with.
     pub(crate) agent_key: KeyPair,
     agents: Mutex<Vec<Connected>>,
-    _state: tempfile::TempDir,
+    state: tempfile::TempDir,
 }
 
 impl World {
     /// Users `alice` (`gatewayAdmin`, group `dev`), `reader`, `nobody`; project `p`; membership `m`; two streams each.
     pub(crate) async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// The same, with more configuration.
+    pub(crate) async fn start_with(more: &str) -> Self {
         let state = tempfile::tempdir().unwrap();
         let store = Store::in_memory().await.unwrap();
         for name in ["owner", "alice", "reader", "nobody"] {
@@ -81,14 +95,19 @@ impl World {
             .await
             .unwrap();
         let keys = Keys::create(&state.path().join("keys"), Clock::System).unwrap();
-        let running = Gateway::start(config(state.path()), Clock::System, keys.into(), store)
-            .await
-            .unwrap();
+        let running = Gateway::start(
+            config(state.path(), more),
+            Clock::System,
+            keys.into(),
+            store,
+        )
+        .await
+        .unwrap();
         let world = Self {
             running,
             agent_key,
             agents: Mutex::default(),
-            _state: state,
+            state,
         };
         world.set_policy("user:alice").await;
         world
@@ -225,15 +244,25 @@ impl World {
         self.running.gateway().tunnels.sessions(&membership())
     }
 
+    /// Bytes that are held for those who don't read.
+    pub(crate) fn stalled_bytes(&self) -> u64 {
+        self.running.gateway().slow.held()
+    }
+
+    /// How many answers were cut.
+    pub(crate) fn answers_cut(&self) -> u64 {
+        self.running.gateway().slow.cut()
+    }
+
     /// Waits until `count` answers were cut.
     pub(crate) async fn cut(&self, count: u64) {
         bounded(async {
-            while self.running.gateway().slow.cut() < count {
+            while self.answers_cut() < count {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         })
         .await;
-        assert_eq!(self.running.gateway().slow.cut(), count);
+        assert_eq!(self.answers_cut(), count);
     }
 
     /// Waits until `count` streams have ended; the latest comes first.
@@ -248,6 +277,62 @@ impl World {
             }
         })
         .await
+    }
+
+    /// Waits until the audit log has so many events; its text, and the events.
+    pub(crate) async fn audit(&self, count: usize) -> (String, Vec<serde_json::Value>) {
+        let path = self.state.path().join("audit.jsonl");
+        bounded(async {
+            loop {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let events: Vec<serde_json::Value> = text
+                    .lines()
+                    .filter_map(|line| serde_json::from_str(line).ok())
+                    .collect();
+                if events.len() >= count {
+                    assert_eq!(events.len(), count, "{text}");
+                    return (text, events);
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+    }
+
+    /// What a user holds in the project.
+    pub(crate) fn in_use(&self, user: &str) -> InUse {
+        let principal = Principal::User(user.to_owned());
+        let quotas = &self.running.gateway().quotas;
+        quotas.in_use(&"p".parse().unwrap(), &principal)
+    }
+
+    /// Waits until a user holds nothing, and no stream is left anywhere.
+    pub(crate) async fn nothing_held(&self, user: &str, after: &str) {
+        let left = || {
+            let in_use = self.in_use(user);
+            let gateway = self.running.gateway();
+            let tunnels = gateway.tunnels.streams(&membership());
+            (
+                in_use.streams,
+                in_use.watches,
+                gateway.live.count(),
+                tunnels,
+            )
+        };
+        let gone = async {
+            while left() != (0, 0, 0, 0) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let gone = tokio::time::timeout(Duration::from_secs(10), gone).await;
+        assert!(gone.is_ok(), "after {after} there is left: {:?}", left());
+    }
+
+    /// Drains the gateway, and hands out what is left of it.
+    pub(crate) async fn drain(self) -> Arc<Gateway> {
+        let gateway = Arc::clone(self.running.gateway());
+        self.running.drain().await;
+        gateway
     }
 
     /// An access token of the gateway's issuer; `seconds` from now it ends.
@@ -278,11 +363,12 @@ impl World {
             authorization: format!("Bearer {token}"),
             http2: Mutex::default(),
             connections: Mutex::default(),
+            resets: AtomicBool::new(false),
         }
     }
 }
 
-fn config(state: &Path) -> Config {
+fn config(state: &Path, more: &str) -> Config {
     let text = "public_url = 'https://gateway.test'\n\
                 listen = '127.0.0.1:0'\n\
                 drain_limit = '5s'\n\
@@ -291,7 +377,10 @@ fn config(state: &Path) -> Config {
                 limits.requests_per_minute_per_principal = 10000000\n\
                 limits.requests_per_minute_per_project = 10000000";
     let path = state.join("gateway.toml");
-    File::parse(&path, text).unwrap().check(&path).unwrap()
+    File::parse(&path, &format!("{text}\n{more}"))
+        .unwrap()
+        .check(&path)
+        .unwrap()
 }
 
 fn membership() -> Membership {
@@ -304,12 +393,17 @@ pub(crate) struct Client {
     authorization: String,
     http2: Mutex<Option<http2::SendRequest<Empty<Bytes>>>>,
     connections: Mutex<Vec<JoinHandle<()>>>,
+    resets: AtomicBool,
 }
 
 impl Client {
     /// One request on an HTTP/1.1 connection of its own.
     pub(crate) async fn http1(&self, request: Request<Empty<Bytes>>) -> Response<Incoming> {
         let stream = TcpStream::connect(self.gateway).await.unwrap();
+        if self.resets.load(Ordering::Relaxed) {
+            let now = Some(Duration::ZERO);
+            socket2::SockRef::from(&stream).set_linger(now).unwrap();
+        }
         let (mut sender, connection) = http1::Builder::new()
             .max_headers(2000)
             .max_buf_size(2 << 20)
@@ -403,6 +497,11 @@ impl Client {
         let response = self.http1(request).await;
         assert_eq!(response.status(), 101);
         TokioIo::new(hyper::upgrade::on(response).await.unwrap())
+    }
+
+    /// Whether HTTP/1.1 connections made from now on end with a reset.
+    pub(crate) fn resets(&self, resets: bool) {
+        self.resets.store(resets, Ordering::Relaxed);
     }
 
     /// Drops every connection, as a caller that vanishes does.
