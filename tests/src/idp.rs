@@ -11,10 +11,12 @@ use crate::{command::Cmd, gateway::secret_file, place};
 
 mod browser;
 mod keycloak;
+mod pipeline;
 mod provider;
 
 pub use browser::{Browser, Page};
 pub use keycloak::{CLIENT, Keycloak, REALM};
+pub use pipeline::Pipeline;
 pub use provider::Provider;
 
 /// A certificate for an address, and the authority that signed it; files.

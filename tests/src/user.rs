@@ -46,17 +46,23 @@ pub struct User {
 }
 
 impl User {
-    /// Signs in for the first time, with a one-time code.
+    /// Somebody who has not signed in.
     #[track_caller]
-    pub fn sign_in(gateway: &Gateway, name: &str, one_time_code: &str) -> Self {
+    pub fn new(gateway: &Gateway, name: &str) -> Self {
         let home = place::directory(&format!("home-{name}"));
-        let user = Self {
+        Self {
             name: name.to_owned(),
             kubeconfig: home.join("kubeconfig"),
             home,
             url: gateway.url.clone(),
             certificate_authority: gateway.certificate_authority.clone(),
-        };
+        }
+    }
+
+    /// Signs in for the first time, with a one-time code.
+    #[track_caller]
+    pub fn sign_in(gateway: &Gateway, name: &str, one_time_code: &str) -> Self {
+        let user = Self::new(gateway, name);
         user.login()
             .arg("--one-time-code")
             .arg(one_time_code)
@@ -76,13 +82,21 @@ impl User {
 
     /// `towline login`, with all but the credential.
     pub fn login(&self) -> Cmd {
-        let command = self
-            .towline("login")
+        self.login_at_provider().args(["--username", &self.name])
+    }
+
+    /// `towline login` with whom the gateway names.
+    pub fn login_at_provider(&self) -> Cmd {
+        self.towline("login")
             .arg(&self.url)
-            .arg("--certificate-authority");
-        command
+            .arg("--certificate-authority")
             .arg(&self.certificate_authority)
-            .args(["--username", &self.name])
+    }
+
+    /// The file with what is kept of the sign-in.
+    pub fn tokens(&self) -> PathBuf {
+        let name = self.url.trim_start_matches("https://").replace(':', "_");
+        self.home.join(format!("towline/tokens/{name}.json"))
     }
 
     /// Signs in with the password.

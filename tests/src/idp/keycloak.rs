@@ -174,27 +174,23 @@ impl Keycloak {
         }
     }
 
-    /// How many sign-ins of a user there are, those with offline access included.
+    /// How many sign-ins of a user there are that outlive the browser's session.
     #[track_caller]
-    pub fn sign_ins(&self, name: &str) -> usize {
-        let users = self.ask(
-            "GET",
-            &format!("/corp/users?exact=true&username={name}"),
-            &Value::Null,
-        );
-        let user = users[0]["id"].as_str().expect("the user is there");
-        let clients = self.ask(
-            "GET",
-            &format!("/corp/clients?clientId={CLIENT}"),
-            &Value::Null,
-        );
-        let client = clients[0]["id"].as_str().expect("the client is there");
-        let count = |path: &str| {
-            let sessions = self.ask("GET", path, &Value::Null);
-            sessions.as_array().map_or(0, Vec::len)
+    pub fn offline_sign_ins(&self, name: &str) -> usize {
+        let id = |path: &str, what: &str| {
+            let found = self.ask("GET", path, &Value::Null);
+            let id = found[0]["id"].as_str();
+            id.unwrap_or_else(|| panic!("there is no {what}: {found}"))
+                .to_owned()
         };
-        count(&format!("/corp/users/{user}/offline-sessions/{client}"))
-            + count(&format!("/corp/users/{user}/sessions"))
+        let user = id(&format!("/corp/users?exact=true&username={name}"), "user");
+        let client = id(&format!("/corp/clients?clientId={CLIENT}"), "client");
+        let sessions = self.ask(
+            "GET",
+            &format!("/corp/users/{user}/offline-sessions/{client}"),
+            &Value::Null,
+        );
+        sessions.as_array().map_or(0, Vec::len)
     }
 
     /// A browser that believes its certificate.
