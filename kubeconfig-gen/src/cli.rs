@@ -307,6 +307,29 @@ mod tests {
         walk(&Cli::command());
     }
 
+    /// Words as a shell splits them, single and double quotes alike.
+    fn shell_words(line: &str) -> Vec<String> {
+        let (mut words, mut quote, mut begun) = (vec![String::new()], None, false);
+        for c in line.chars() {
+            match (quote, c) {
+                (Some(open), _) if c == open => quote = None,
+                (None, '\'' | '"') => (quote, begun) = (Some(c), true),
+                (None, ' ') => {
+                    if begun {
+                        words.push(String::new());
+                    }
+                    begun = false;
+                }
+                _ => {
+                    words.last_mut().unwrap().push(c);
+                    begun = true;
+                }
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
     #[test]
     fn examples_parse() {
         fn examples(command: &clap::Command, found: &mut Vec<String>) {
@@ -333,7 +356,7 @@ mod tests {
         examples(&Cli::command(), &mut found);
         assert!(found.len() > 40, "{found:?}");
         for example in found {
-            let words = std::iter::once("towline").chain(example.split_whitespace());
+            let words = std::iter::once("towline".to_owned()).chain(shell_words(&example));
             if let Err(error) = Cli::try_parse_from(words) {
                 panic!("{example}: {error}");
             }

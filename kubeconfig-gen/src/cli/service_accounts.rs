@@ -1,6 +1,10 @@
 //! `towline service-accounts …`.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
+
+use super::iam::BindingArgs;
 
 /// `towline service-accounts …`.
 #[derive(Debug, Subcommand)]
@@ -52,6 +56,55 @@ pub enum ServiceAccountsCommand {
         #[arg(value_name = "ACCOUNT")]
         name: String,
     },
+    /// Let somebody act as a service account
+    #[command(after_help = "Examples:
+  towline service-accounts add-iam-policy-binding deployer@team-a --member user:bob \\
+    --role serviceAccountTokenCreator
+  towline service-accounts add-iam-policy-binding deployer@team-a --role workloadIdentityUser \\
+    --member principalSet://projects/team-a/locations/global/workloadIdentityPools/ci/attribute.repository/acme/shop
+
+Roles: serviceAccountTokenCreator for people and service accounts, workloadIdentityUser for workloads.")]
+    AddIamPolicyBinding {
+        /// NAME@PROJECT
+        #[arg(value_name = "ACCOUNT")]
+        name: String,
+        /// Who and what.
+        #[command(flatten)]
+        binding: BindingArgs,
+    },
+    /// Take from somebody that they may act as a service account
+    #[command(after_help = "Examples:
+  towline service-accounts remove-iam-policy-binding deployer@team-a --member user:bob \\
+    --role serviceAccountTokenCreator")]
+    RemoveIamPolicyBinding {
+        /// NAME@PROJECT
+        #[arg(value_name = "ACCOUNT")]
+        name: String,
+        /// Who and what.
+        #[command(flatten)]
+        binding: BindingArgs,
+        /// Whatever the condition is
+        #[arg(long, conflicts_with = "condition")]
+        all: bool,
+    },
+    /// Show who may act as a service account
+    #[command(after_help = "Examples:
+  towline service-accounts get-iam-policy deployer@team-a")]
+    GetIamPolicy {
+        /// NAME@PROJECT
+        #[arg(value_name = "ACCOUNT")]
+        name: String,
+    },
+    /// Replace the whole policy of a service account; refused when it changed since the file was made
+    #[command(after_help = "Examples:
+  towline service-accounts set-iam-policy deployer@team-a policy.yaml")]
+    SetIamPolicy {
+        /// NAME@PROJECT
+        #[arg(value_name = "ACCOUNT")]
+        name: String,
+        /// As `get-iam-policy -o yaml` (or json) printed it, changed
+        file: PathBuf,
+    },
     /// End every token that a service account has, and the streams that began with one
     #[command(after_help = "Examples:
   towline service-accounts revoke-tokens deployer@team-a")]
@@ -71,6 +124,10 @@ impl ServiceAccountsCommand {
             | Self::Delete { name, .. }
             | Self::Disable { name }
             | Self::Enable { name }
+            | Self::AddIamPolicyBinding { name, .. }
+            | Self::RemoveIamPolicyBinding { name, .. }
+            | Self::GetIamPolicy { name }
+            | Self::SetIamPolicy { name, .. }
             | Self::RevokeTokens { name } => Some(name),
         }
     }

@@ -13,6 +13,7 @@ use super::{
     Error,
     context::{Context, call, refused},
     memberships::since,
+    policy,
 };
 use crate::{
     api::{Api, CallError},
@@ -34,8 +35,21 @@ pub(super) async fn run(context: &Context, command: ServiceAccountsCommand) -> R
         project: project.clone(),
         name: name.clone(),
     };
+    let resource = || format!("projects/{project}/serviceAccounts/{name}");
     let answer = match command {
         ServiceAccountsCommand::List => return Ok(()),
+        ServiceAccountsCommand::GetIamPolicy { .. } => {
+            return policy::get(context, &resource()).await;
+        }
+        ServiceAccountsCommand::SetIamPolicy { file, .. } => {
+            return policy::set(context, &resource(), "service-accounts", &file).await;
+        }
+        ServiceAccountsCommand::AddIamPolicyBinding { binding, .. } => {
+            return policy::add(context, &resource(), &binding).await;
+        }
+        ServiceAccountsCommand::RemoveIamPolicyBinding { binding, all, .. } => {
+            return policy::remove(context, &resource(), &binding, all).await;
+        }
         ServiceAccountsCommand::Create { display_name, .. } => {
             let request = CreateServiceAccountRequest {
                 project,

@@ -174,3 +174,26 @@ fn a_github_job_asks_github_for_its_token() {
         ]
     );
 }
+
+#[test]
+fn a_binding_lets_somebody_act_as_a_service_account() {
+    let gateway = Gateway::start();
+    let user = User::signed_in(&gateway);
+    gateway.answer("Iam/GetPolicy", 200, json!({"etag": "1"}));
+    gateway.answer("Iam/SetPolicy", 200, json!({"etag": "2"}));
+    user.run(&[
+        "service-accounts",
+        "add-iam-policy-binding",
+        "deployer@p",
+        "--member",
+        "user:bob",
+        "--role",
+        "serviceAccountTokenCreator",
+    ])
+    .succeeds();
+    let (method, body) = gateway.state().calls.last().unwrap().clone();
+    assert_eq!(method, "Iam/SetPolicy");
+    assert_eq!(body["resource"], "projects/p/serviceAccounts/deployer");
+    assert_eq!(body["policy"]["bindings"][0]["members"][0], "user:bob");
+    assert_eq!(body["policy"]["etag"], "1");
+}
