@@ -166,9 +166,13 @@ impl Provider {
         let client = self
             .client()
             .set_device_authorization_url(DeviceAuthorizationUrl::from_url(endpoint));
+        // Keycloak asks it of clients that have to use PKCE, in this flow too; others pass over it.
+        let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
         let begun: StandardDeviceAuthorizationResponse = client
             .exchange_device_code()
             .add_scopes(self.scopes())
+            .add_extra_param("code_challenge", challenge.as_str())
+            .add_extra_param("code_challenge_method", challenge.method().as_str())
             .request_async(&|request| self.call(request))
             .await
             .map_err(|error| self.sort(error).1)?;
@@ -176,6 +180,7 @@ impl Provider {
         // Asks in the interval that the provider wants, slower when it says so, until the code has expired.
         let answer = client
             .exchange_device_access_token(&begun)
+            .add_extra_param("code_verifier", verifier.secret())
             .set_max_backoff_interval(SLOWEST)
             .request_async(&|request| self.call(request), tokio::time::sleep, None)
             .await

@@ -63,14 +63,17 @@ impl Idp {
                 merge(&mut document, &self.document);
                 answer(200, &document)
             }
-            "/idp/device" => answer(
-                200,
-                &json!({
-                    "device_code": "device-code", "user_code": "WDJB-MJHT", "expires_in": 60, "interval": 1,
-                    "verification_uri": format!("{}/activate", self.issuer),
-                    "verification_uri_complete": format!("{}/activate?user_code=WDJB-MJHT", self.issuer),
-                }),
-            ),
+            "/idp/device" => {
+                self.challenge.clone_from(&form["code_challenge"]);
+                answer(
+                    200,
+                    &json!({
+                        "device_code": "device-code", "user_code": "WDJB-MJHT", "expires_in": 60, "interval": 1,
+                        "verification_uri": format!("{}/activate", self.issuer),
+                        "verification_uri_complete": format!("{}/activate?user_code=WDJB-MJHT", self.issuer),
+                    }),
+                )
+            }
             "/idp/token" => self.token(form, now),
             "/idp/revoke" | "/idp/logout" => {
                 self.ended.push((path.to_owned(), form));
@@ -96,6 +99,12 @@ impl Idp {
         (asked["redirect_uri"].clone(), back.into_iter().collect())
     }
 
+    fn check_verifier(&self, form: &HashMap<String, String>) {
+        let verifier = form["code_verifier"].as_bytes();
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, verifier);
+        assert_eq!(URL_SAFE_NO_PAD.encode(digest), self.challenge);
+    }
+
     fn token(&mut self, form: HashMap<String, String>, now: u64) -> Answer {
         assert_eq!(form["client_id"], "towline-cli");
         self.forms.push(form.clone());
@@ -109,14 +118,11 @@ impl Idp {
         match form["grant_type"].as_str() {
             "authorization_code" => {
                 assert_eq!(form["code"], "the-code");
-                let digest = aws_lc_rs::digest::digest(
-                    &aws_lc_rs::digest::SHA256,
-                    form["code_verifier"].as_bytes(),
-                );
-                assert_eq!(URL_SAFE_NO_PAD.encode(digest), self.challenge);
+                self.check_verifier(&form);
             }
             "urn:ietf:params:oauth:grant-type:device_code" => {
                 assert_eq!(form["device_code"], "device-code");
+                self.check_verifier(&form);
             }
             "refresh_token" => {
                 self.nonce = None;
