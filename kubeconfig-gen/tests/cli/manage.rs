@@ -203,19 +203,19 @@ fn a_binding_is_added_to_what_is_there_even_when_somebody_else_is_faster() {
     let gateway = Gateway::start();
     let user = User::signed_in(&gateway);
     let policy = |etag: &str, members: &[&str]| json!({"etag": etag, "bindings": [{"role": "owner", "members": members}]});
-    gateway.answer("Projects/GetIamPolicy", 200, policy("1", &["user:a"]));
+    gateway.answer("Iam/GetPolicy", 200, policy("1", &["user:a"]));
     gateway.answer(
-        "Projects/GetIamPolicy",
+        "Iam/GetPolicy",
         200,
         policy("2", &["user:a", "user:b"]),
     );
     gateway.answer(
-        "Projects/SetIamPolicy",
+        "Iam/SetPolicy",
         409,
         json!({"code": "aborted", "message": "etag"}),
     );
     gateway.answer(
-        "Projects/SetIamPolicy",
+        "Iam/SetPolicy",
         200,
         policy("3", &["user:a", "user:b", "user:c"]),
     );
