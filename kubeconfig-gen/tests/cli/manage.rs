@@ -204,11 +204,7 @@ fn a_binding_is_added_to_what_is_there_even_when_somebody_else_is_faster() {
     let user = User::signed_in(&gateway);
     let policy = |etag: &str, members: &[&str]| json!({"etag": etag, "bindings": [{"role": "owner", "members": members}]});
     gateway.answer("Iam/GetPolicy", 200, policy("1", &["user:a"]));
-    gateway.answer(
-        "Iam/GetPolicy",
-        200,
-        policy("2", &["user:a", "user:b"]),
-    );
+    gateway.answer("Iam/GetPolicy", 200, policy("2", &["user:a", "user:b"]));
     gateway.answer(
         "Iam/SetPolicy",
         409,
