@@ -172,6 +172,12 @@ export TOWLINE_BIN_DIR=$STATIC_PROGRAMS
 [ "$tier" != full ] || export TOWLINE_FULL=1
 step 'whole programs on real clusters' "$([ "$tier" = full ] && echo 90 || echo 30)" \
 	cargo test -p tests --features cluster --locked --no-fail-fast || true
+# What callers do all day, once more behind what ends TLS in front of a gateway.
+behind=(kubectl exec_cp helm clients http)
+for front in nginx haproxy; do
+	step "callers behind $front" 15 env "TOWLINE_TEST_FRONT=$front" \
+		cargo test -p tests --features cluster --locked --no-fail-fast "${behind[@]/#/--test=}" || true
+done
 
 if step 'quick start' 15 "${quickstart[@]}" up; then
 	passed=$((passed + 1))

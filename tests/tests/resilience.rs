@@ -369,6 +369,8 @@ fn again_and_again(part: &str, small: &mut Small, mut kill: impl FnMut(&mut Smal
         println!("{part}: before {before:?}\n{part}: after  {after:?}");
     }
     assert!(at(99) < RECOVERY, "{part}: {times:?}");
+    // Less than one for each time: what is left behind once each time is seen with few of them, too.
+    let slack = (count - 1).min(3);
     // What a process that was killed held is gone with it; the others must not have grown.
     for (what, before, after) in [
         (
@@ -388,7 +390,10 @@ fn again_and_again(part: &str, small: &mut Small, mut kill: impl FnMut(&mut Smal
         ),
         ("the agent's files", before.agent.files, after.agent.files),
     ] {
-        assert!(after <= before + 3, "{what} grew from {before} to {after}");
+        assert!(
+            after <= before + slack,
+            "{what} grew from {before} to {after}"
+        );
     }
     for (what, before, after) in [
         (
@@ -399,7 +404,7 @@ fn again_and_again(part: &str, small: &mut Small, mut kill: impl FnMut(&mut Smal
         ("the agent's tasks", before.agent_tasks, after.agent_tasks),
     ] {
         assert!(
-            after <= before + 3.0,
+            after <= before + f64::from(u8::try_from(slack).unwrap()),
             "{what} grew from {before} to {after}"
         );
     }
