@@ -53,8 +53,12 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// A program under test that is linked dynamically, for what works by preloading; built when it isn't there.
+/// A program under test that is linked dynamically, for what works by preloading: from `TOWLINE_DYNAMIC_BIN_DIR`, else
+/// built.
 pub fn dynamic(name: &str) -> PathBuf {
+    if let Some(directory) = variable("TOWLINE_DYNAMIC_BIN_DIR") {
+        return PathBuf::from(directory).join(name);
+    }
     let target = cache().join("tests/target");
     let cargo = variable("CARGO").unwrap_or_else(|| "cargo".to_owned());
     let build = Cmd::new(cargo)

@@ -19,7 +19,7 @@ use kube::{
         WatchParams,
     },
     config::{KubeConfigOptions, Kubeconfig},
-    runtime::{WatchStreamExt as _, watcher},
+    runtime::watcher,
 };
 use serde_json::json;
 use tests::{Cmd, place, shared, world::POD};
@@ -205,19 +205,22 @@ async fn kube_rs_watches() -> Result<()> {
         .await?;
     let maps: Api<ConfigMap> = Api::namespaced(client, &shared().namespace);
     let only = watcher::Config::default().labels("kube-rs=watched");
-    let mut seen = std::pin::pin!(watcher(maps.clone(), only).applied_objects());
-    let write = async {
-        let mut made = ConfigMap {
-            metadata: named("kube-rs-watched"),
-            ..ConfigMap::default()
-        };
-        made.metadata.labels = Some([("kube-rs".to_owned(), "watched".to_owned())].into());
-        maps.create(&PostParams::default(), &made).await
+    let mut seen = std::pin::pin!(watcher(maps.clone(), only));
+    let mut next = async || -> Result<watcher::Event<ConfigMap>> {
+        let event = tokio::time::timeout(PATIENCE, seen.try_next()).await??;
+        event.context("the watch ended")
     };
-    let read = tokio::time::timeout(PATIENCE, seen.try_next());
-    let (written, read) = tokio::join!(write, read);
-    written?;
-    let object = read??.context("the watch ended")?;
+    // Made once the list is done, so that the watch has to tell of it.
+    while !matches!(next().await?, watcher::Event::InitDone) {}
+    let mut made = ConfigMap {
+        metadata: named("kube-rs-watched"),
+        ..ConfigMap::default()
+    };
+    made.metadata.labels = Some([("kube-rs".to_owned(), "watched".to_owned())].into());
+    maps.create(&PostParams::default(), &made).await?;
+    let watcher::Event::Apply(object) = next().await? else {
+        anyhow::bail!("no news of what was made");
+    };
     ensure!(
         object.metadata.name.as_deref() == Some("kube-rs-watched"),
         "{:?}",

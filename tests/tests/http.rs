@@ -7,15 +7,21 @@
     reason = "a test says what went wrong by panicking"
 )]
 
-use std::{fmt::Write as _, sync::LazyLock, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Seek as _, SeekFrom},
+    path::Path,
+    sync::LazyLock,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tests::{
-    Cluster, Cmd, Stopwatch,
-    command::text_of,
+    Cmd, Stopwatch,
     front::Kind,
     http::{Answer, Api, Body, Connection, empty, full, read},
     shared, wait_until,
@@ -534,19 +540,38 @@ async fn a_broken_answer_is_not_mistaken_for_a_whole_one() {
     }
 }
 
-/// Audit events of `stage` whose URI contains `marker`.
-fn audited(cluster: &Cluster, marker: &str, stage: &str) -> usize {
-    let stage = format!("\"stage\":\"{stage}\"");
-    text_of(cluster.audit_log())
-        .lines()
-        .filter(|line| line.contains(marker) && line.contains(&stage))
-        .count()
+/// The API server's audit log from some moment on: the whole of it is hundreds of megabytes after a day of tests.
+#[derive(Clone, Copy)]
+struct Audit {
+    path: &'static Path,
+    from: u64,
+}
+
+impl Audit {
+    fn from_now() -> Self {
+        let path = shared().cluster.audit_log();
+        let from = fs::metadata(path).map_or(0, |file| file.len());
+        Self { path, from }
+    }
+
+    /// Events of `stage` whose URI contains `marker`.
+    fn count(self, marker: &str, stage: &str) -> usize {
+        let stage = format!("\"stage\":\"{stage}\"");
+        let mut file = File::open(self.path).unwrap();
+        file.seek(SeekFrom::Start(self.from)).unwrap();
+        BufReader::new(file)
+            .lines()
+            .map_while(Result::ok)
+            .filter(|line| line.contains(marker) && line.contains(&stage))
+            .count()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_server_sees_within_a_second_that_a_client_vanished() {
     let (api, _) = ready().await;
     let namespace = &shared().namespace;
+    let audit = Audit::from_now();
     for how in ["http1", "http2", "stream"] {
         // The audit log outlives runs. The watch has an event: nginx keeps a head on HTTP/2 until something follows.
         let marker = format!("vanish-{how}-{namespace}");
@@ -560,11 +585,10 @@ async fn the_api_server_sees_within_a_second_that_a_client_vanished() {
         let response = connection.send(request).await;
         assert_eq!(response.status(), StatusCode::OK);
         let marker = tokio::task::spawn_blocking(move || {
-            let cluster = &shared().cluster;
             wait_until("the watch is in the audit log", PATIENCE, || {
-                audited(cluster, &marker, "ResponseStarted") == 1
+                audit.count(&marker, "ResponseStarted") == 1
             });
-            assert_eq!(audited(cluster, &marker, "ResponseComplete"), 0, "it runs");
+            assert_eq!(audit.count(&marker, "ResponseComplete"), 0, "it runs");
             marker
         })
         .await
@@ -576,9 +600,8 @@ async fn the_api_server_sees_within_a_second_that_a_client_vanished() {
             drop(connection);
         }
         tokio::task::spawn_blocking(move || {
-            let cluster = &shared().cluster;
             wait_until("the API server ends the watch", PATIENCE, || {
-                audited(cluster, &marker, "ResponseComplete") == 1
+                audit.count(&marker, "ResponseComplete") == 1
             });
         })
         .await
@@ -594,6 +617,7 @@ async fn the_api_server_sees_within_a_second_that_a_client_vanished() {
 #[test]
 fn the_api_server_sees_within_a_second_that_an_exec_vanished() {
     let shared = shared();
+    let audit = Audit::from_now();
     for (name, protocol) in [
         ("ws", tests::user::Protocol::WebSocket),
         ("spdy", tests::user::Protocol::Spdy),
@@ -607,13 +631,13 @@ fn the_api_server_sees_within_a_second_that_an_exec_vanished() {
                 .kubectl_of(tests::user::Kubectl::Current, protocol, &command);
         let mut exec = kubectl.input_open().start(&marker);
         wait_until("the exec runs", PATIENCE, || {
-            audited(&shared.cluster, &marker, "ResponseStarted") > 0
+            audit.count(&marker, "ResponseStarted") > 0
         });
-        let ended = audited(&shared.cluster, &marker, "ResponseComplete");
+        let ended = audit.count(&marker, "ResponseComplete");
         let since = Stopwatch::new();
         exec.kill();
         wait_until("the API server ends the exec", PATIENCE, || {
-            audited(&shared.cluster, &marker, "ResponseComplete") > ended
+            audit.count(&marker, "ResponseComplete") > ended
         });
         assert!(
             since.elapsed() < Duration::from_secs(1),

@@ -237,6 +237,8 @@ fn a_gateway_that_is_told_to_end_lets_streams_finish() {
         "a stream that was nearly done was cut: {}",
         running.err()
     );
+    // A watch that is cut ends with an event that says so, and kubectl is content with that.
+    assert!(!running.out().contains("\"ERROR\""), "{}", running.out());
     small.world.gateway.run();
     let took = until_served(&small.api, PATIENCE);
     assert!(took < RECOVERY, "{took:?}");
