@@ -110,6 +110,7 @@ where
     tracing::debug!(
         request_id = caller.request_id(),
         principal = caller.principal(),
+        user = caller.user(),
         method = %caller.method(),
         path = caller.path().path(),
         groups_left_out = caller.left_out(),

@@ -41,6 +41,7 @@ fn shared() -> &'static Shared {
         let cluster = Cluster::with_node();
         let world = World::new("impersonation", &cluster);
         let namespace = new_namespace(&cluster);
+        clean(&cluster);
         let main = Site::join(&world, &cluster, "imp");
         cluster
             .kubectl(&format!(
@@ -66,11 +67,6 @@ impl Site {
     fn join(world: &World, cluster: &Cluster, membership: &str) -> Self {
         let agent_namespace = format!("towline-{membership}");
         let kubectl = |words: String| cluster.kubectl(&words).run();
-        for old in ["clusterrolebindings,clusterroles", "rolebindings,roles -A"] {
-            kubectl(format!(
-                "delete {old} -l app.kubernetes.io/managed-by=towline"
-            ));
-        }
         kubectl(format!("create namespace {agent_namespace}"));
         kubectl(format!(
             "create serviceaccount towline-agent -n {agent_namespace}"
@@ -135,6 +131,16 @@ impl Site {
         let user = world.user(name, "gatewayAdmin");
         user.get_credentials(&self.membership);
         user
+    }
+}
+
+/// Deletes what an earlier run left.
+fn clean(cluster: &Cluster) {
+    for kinds in ["clusterrolebindings,clusterroles", "rolebindings,roles -A"] {
+        let labelled = "app.kubernetes.io/managed-by=towline";
+        cluster
+            .kubectl(&format!("delete {kinds} -l {labelled}"))
+            .ok();
     }
 }
 
@@ -210,14 +216,14 @@ fn may_impersonate(cluster: &Cluster, user: &str, rules: &Value) {
         cluster,
         &json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": {"name": name}, "rules": rules,
+            "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "towline"}}, "rules": rules,
         }),
     );
     create(
         cluster,
         &json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-            "metadata": {"name": name},
+            "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "towline"}},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
         }),
@@ -531,6 +537,7 @@ fn constrained_impersonation_holds_where_there_is_some_and_plain_where_there_is_
         false,
         "--feature-gates ConstrainedImpersonation=false",
     );
+    clean(&off);
     let off = Site::join(world, &off, "plain");
     let con = world.user("con", "gatewayAdmin");
     for site in [&on, &off] {

@@ -199,6 +199,11 @@ async fn what_one_session_was_sent_is_refused_in_every_other() {
             "{method} {path}"
         );
     }
+    let mut renumbered = again("GET", "/api");
+    let number = "1000".parse().unwrap();
+    renumbered.headers_mut().insert(wire::SEQUENCE, number);
+    let response = own.send(renumbered).await.unwrap();
+    assert_eq!(response.headers()[wire::REFUSAL], "assertion");
     assert_eq!(server.record.requests.lock().unwrap().len(), 1);
 }
 
