@@ -5,6 +5,9 @@
 //! same ones again, and changes none that another run made. `--revoke` finds a name's objects by a label.
 //! Consequence: runs merge, in any order and from several files; nothing is taken away but by `--revoke`.
 
+use std::collections::BTreeMap;
+
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// What the agent may impersonate.
@@ -66,6 +69,16 @@ pub struct Policy<'a> {
     pub role: Option<&'a RoleRef>,
     /// With constrained impersonation (KEP-5284): the verbs that the agent may use as anybody.
     pub constrained: Option<&'a [String]>,
+}
+
+/// An object's `metadata`.
+#[derive(Debug, Serialize)]
+struct Metadata {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
 }
 
 /// The verbs of Kubernetes' API.
@@ -213,19 +226,24 @@ impl Policy<'_> {
         }))
     }
 
-    fn metadata(&self, object: &str, namespace: Option<&str>, name: Option<&Name>) -> Value {
-        let mut labels = json!({MANAGED_BY: "towline", "app.kubernetes.io/part-of": "towline"});
-        let mut annotations = json!({"towline.dev/membership": self.membership});
+    fn metadata(&self, object: &str, namespace: Option<&str>, name: Option<&Name>) -> Metadata {
+        let own = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let mut labels = BTreeMap::from([
+            own(MANAGED_BY, "towline"),
+            own("app.kubernetes.io/part-of", "towline"),
+        ]);
+        let mut annotations = BTreeMap::from([own("towline.dev/membership", self.membership)]);
         if let Some(name) = name {
             let (kind, plain) = name.kind_and_text();
-            labels[PRINCIPAL] = json!(self.hash(name, ""));
-            annotations[PRINCIPAL] = json!(format!("{kind}:{plain}"));
+            labels.insert(PRINCIPAL.to_owned(), self.hash(name, ""));
+            annotations.insert(PRINCIPAL.to_owned(), format!("{kind}:{plain}"));
         }
-        let mut metadata = json!({"name": object, "labels": labels, "annotations": annotations});
-        if let Some(namespace) = namespace {
-            metadata["namespace"] = json!(namespace);
+        Metadata {
+            name: object.to_owned(),
+            namespace: namespace.map(str::to_owned),
+            labels,
+            annotations,
         }
-        metadata
     }
 
     fn hash(&self, name: &Name, more: &str) -> String {
