@@ -5,6 +5,8 @@
 
 mod condition;
 mod decision;
+#[cfg(test)]
+mod golden;
 mod permission;
 mod policy;
 mod principal;

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod api {
+    mod iam;
     pub(crate) mod office;
     mod quotas;
 }
@@ -109,6 +110,7 @@ fn needs_name(path: &str) -> bool {
             | "Iam/CreateRole"
             | "Iam/UpdateRole"
             | "Iam/DeleteRole"
+            | "Iam/Explain"
     )
 }
 

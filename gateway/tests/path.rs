@@ -10,6 +10,7 @@ mod path {
     mod audit;
     pub(crate) mod double;
     mod hostile;
+    mod iam;
     mod leases;
     pub(crate) mod world;
 }

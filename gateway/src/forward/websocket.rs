@@ -14,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 /// Close code: a policy ended the stream.
 const POLICY: u16 = 1008;
+/// How a sentence about somebody begins who may not any more.
+const PRINCIPALS: [&str; 3] = ["user ", "serviceAccount ", "principal "];
 /// Close code: something failed.
 const FAILED: u16 = 1011;
 /// The longest reason that fits a control frame, in bytes.
@@ -41,7 +43,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Framed<C> {
         if !self.frames.as_ref().is_some_and(Frames::at_boundary) {
             return;
         }
-        let code = if reason.starts_with("user ") {
+        let code = if PRINCIPALS.iter().any(|kind| reason.starts_with(kind)) {
             POLICY
         } else {
             FAILED

@@ -10,11 +10,13 @@ mod check;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, LazyLock},
 };
 
 use cel::{Context, Env, Program, Value, objects::Key};
 use chrono::DateTime;
+use towline_oidc::shape;
 
 use super::resource::Resource;
 use crate::target::RequestInfo;
@@ -76,8 +78,10 @@ impl Compiled {
         if expression.len() > MAX_EXPRESSION {
             return Err(InvalidCondition::TooLong(expression.len()));
         }
-        let program = ENV
-            .compile(expression)
+        // The parser's own bound comes after its stack's end.
+        shape::check(expression).map_err(|error| InvalidCondition::Syntax(error.to_string()))?;
+        let program = catch_unwind(AssertUnwindSafe(|| ENV.compile(expression)))
+            .map_err(|_| InvalidCondition::Syntax("the parser failed on it".to_owned()))?
             .map_err(|errors| InvalidCondition::Syntax(first_line(&errors.to_string())))?;
         let timed = check::check(program.expression()).map_err(InvalidCondition::Refused)?;
         Ok(Self { program, timed })
@@ -93,10 +97,12 @@ impl Compiled {
     /// # Errors
     /// It can't be evaluated on this request: a label that isn't there, say.
     pub(super) fn holds(&self, variables: &Variables) -> Result<bool, String> {
-        match self.program.execute(&variables.0) {
-            Ok(Value::Bool(value)) => Ok(value),
-            Ok(other) => Err(format!("it is {}, not a bool", other.type_of())),
-            Err(error) => Err(first_line(&error.to_string())),
+        let value = catch_unwind(AssertUnwindSafe(|| self.program.execute(&variables.0)));
+        match value {
+            Ok(Ok(Value::Bool(value))) => Ok(value),
+            Ok(Ok(other)) => Err(format!("it is {}, not a bool", other.type_of())),
+            Ok(Err(error)) => Err(first_line(&error.to_string())),
+            Err(_) => Err("the interpreter failed on it".to_owned()),
         }
     }
 }

@@ -25,6 +25,8 @@ use cel::objects::Key;
 use cel::{Context, Env, IdedExpr, Value};
 use serde_json::Value as Json;
 
+use crate::shape;
+
 pub use types::Type;
 
 /// The longest expression, in bytes.
@@ -256,6 +258,8 @@ impl Expression {
 }
 
 fn parse(source: &str) -> Result<IdedExpr, CompileError> {
+    // A stack that is used up can't be caught.
+    shape::check(source).map_err(|error| CompileError::Syntax(error.to_string()))?;
     let parsed = catch_unwind(AssertUnwindSafe(|| ENVIRONMENT.parser().parse(source)));
     let expression = match parsed {
         Ok(Ok(expression)) => expression,

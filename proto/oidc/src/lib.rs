@@ -30,6 +30,7 @@ mod configuration;
 mod expression;
 mod issuer;
 mod keys;
+pub mod shape;
 #[cfg(test)]
 mod testing;
 mod token;

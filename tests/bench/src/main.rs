@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 mod assertions;
 mod caller;
+mod decisions;
 mod figures;
 mod kubectl;
 mod machine;
@@ -41,6 +42,15 @@ enum Command {
         #[arg(long, default_value_t = 20_000)]
         rounds: u32,
     },
+    /// What a decision of IAM costs, as JSON
+    Decisions {
+        /// How many bindings the policy has.
+        #[arg(long, default_value_t = 10_000)]
+        bindings: usize,
+        /// How often.
+        #[arg(long, default_value_t = 20_000)]
+        rounds: u32,
+    },
     /// Put two measurements beside each other: a table on standard output, JSON in a file
     Report {
         /// Straight to the API server.
@@ -52,6 +62,9 @@ enum Command {
         /// The output of `assertions`.
         #[arg(long)]
         assertions: PathBuf,
+        /// The output of `decisions`.
+        #[arg(long)]
+        decisions: PathBuf,
         /// `NAME=VERSION` of what was measured.
         #[arg(long = "version", value_name = "NAME=VERSION")]
         versions: Vec<String>,
@@ -78,14 +91,22 @@ async fn main() -> anyhow::Result<()> {
                 serde_json::to_string_pretty(&assertions::cost(rounds)?)?
             );
         }
+        Command::Decisions { bindings, rounds } => {
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&decisions::cost(bindings, rounds)?)?
+            );
+        }
         Command::Report {
             direct,
             gateway,
             assertions,
+            decisions,
             versions,
             json,
         } => {
-            let report = report::Report::read(&direct, &gateway, &assertions, &versions)?;
+            let report =
+                report::Report::read(&direct, &gateway, &assertions, &decisions, &versions)?;
             fs::write(&json, serde_json::to_string_pretty(&report)?)
                 .with_context(|| format!("cannot write {}", json.display()))?;
             print!("{report}");

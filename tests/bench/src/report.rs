@@ -7,6 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     assertions::Costs,
+    decisions::Decisions,
     figures::{Figures, Memory, Spread, Transfer},
     machine::Machine,
 };
@@ -19,6 +20,7 @@ pub(crate) struct Report {
     direct: Figures,
     gateway: Figures,
     assertion_micros: Costs,
+    decision_micros: Decisions,
 }
 
 impl Report {
@@ -26,6 +28,7 @@ impl Report {
         direct: &Path,
         gateway: &Path,
         assertions: &Path,
+        decisions: &Path,
         versions: &[String],
     ) -> anyhow::Result<Self> {
         Ok(Self {
@@ -38,6 +41,7 @@ impl Report {
             direct: read(direct)?,
             gateway: read(gateway)?,
             assertion_micros: read(assertions)?,
+            decision_micros: read(decisions)?,
         })
     }
 }
@@ -150,7 +154,27 @@ impl fmt::Display for Report {
             ],
         )?;
         row(f, ["grant, seen before", "-", &micros(check_known_grant)])?;
-        row(f, ["MAC and number", &micros(seal), &micros(verify_mac)])
+        row(f, ["MAC and number", &micros(seal), &micros(verify_mac)])?;
+        let Decisions {
+            bindings,
+            by_user,
+            by_group,
+            refused,
+            by_condition,
+            compile_millis,
+        } = &self.decision_micros;
+        writeln!(f)?;
+        row(f, [&format!("IAM, {bindings} bindings"), "decision", ""])?;
+        for (name, cost) in [
+            ("by a user's binding", by_user),
+            ("by one of 100 groups", by_group),
+            ("refused", refused),
+            ("by a condition", by_condition),
+        ] {
+            row(f, [name, &micros(cost), ""])?;
+        }
+        let compile = format!("{compile_millis:.2} ms");
+        row(f, ["made ready after a change", &compile, ""])
     }
 }
 

@@ -132,6 +132,7 @@ fn what_cannot_be_evaluated_is_no_value() {
 #[test]
 fn what_a_condition_may_not_say_is_refused_with_what_it_may() {
     let long = format!("request.path == '{}'", "x".repeat(MAX_EXPRESSION));
+    let chain = format!("1 {} == 1", "+ 1".repeat(300));
     let deep = format!("{}true{}", "(".repeat(500), ")".repeat(500));
     for (expression, says) in [
         ("", "no CEL expression"),
@@ -163,10 +164,23 @@ fn what_a_condition_may_not_say_is_refused_with_what_it_may() {
         ),
         ("Foo{a: 1} == 1", ""),
         (&long, "2048 may be"),
-        (&deep, ""),
+        (&deep, "deep in one another"),
+        (&chain, "operators"),
+        ("r'a' == 'a'", "neither raw"),
     ] {
         let error = Compiled::new(expression).map(drop).expect_err(expression);
         assert!(error.to_string().contains(says), "{expression}: {error}");
+    }
+}
+
+/// What passes is parsed and evaluated on a worker's stack, in the slowest build.
+#[test]
+fn the_deepest_condition_that_may_be_is_no_danger() {
+    let deep = format!("{}true{}", "(".repeat(24), ")".repeat(24));
+    let chain = format!("1 {} > 1", "+1".repeat(249));
+    let choice = format!("{}true{}", "true?".repeat(24), ":true".repeat(24));
+    for expression in [deep, chain, choice] {
+        assert_eq!(value(&expression, "GET /", &[]), Ok(true), "{expression}");
     }
 }
 

@@ -170,8 +170,8 @@ fn a_binding_that_always_holds_is_preferred_and_time_is_told() {
         told,
         [
             (true, "user:alice".to_owned()),
-            (false, "group:ops".to_owned()),
             (false, "user:alice".to_owned()),
+            (false, "group:ops".to_owned()),
         ]
     );
 }

@@ -1,0 +1,207 @@
+//! IAM with real kubectl on the real cluster: what a change of a policy does to a running exec, conditions, and what
+//! `towline iam explain` says of both layers.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by panicking"
+)]
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::{
+    Stopwatch, User, place, shared,
+    user::{Kubectl, Protocol},
+    wait_until,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a stream may outlive its permission.
+const LIMIT: Duration = Duration::from_secs(5);
+
+fn user(name: &str, role: &str, cluster_role: Option<&str>) -> User {
+    let shared = shared();
+    let user = shared.world.user(name, role);
+    if let Some(cluster_role) = cluster_role {
+        shared.world.grant(&shared.cluster, name, cluster_role);
+    }
+    let user = user.with_kubeconfig(&place::directory(name).join("kubeconfig"));
+    user.get_credentials("it");
+    user
+}
+
+fn admin(words: &str) -> String {
+    shared().world.admin.towline(words).ok()
+}
+
+/// Runs until the change, and then ends in time, with what stands in the terminal.
+fn ends(user: &User, protocol: Protocol, change: &str) -> String {
+    let namespace = &shared().namespace;
+    let mut exec = user
+        .kubectl_of(
+            Kubectl::Current,
+            protocol,
+            &format!("exec -n {namespace} -i box -- sh -c"),
+        )
+        .arg("echo up; cat")
+        .input_open()
+        .start(&user.name);
+    exec.line("its output", PATIENCE, |line| line == "up");
+    admin(change);
+    let since = Stopwatch::new();
+    let status = exec.wait(PATIENCE);
+    assert!(
+        since.elapsed() < LIMIT,
+        "{protocol:?}: {:?}",
+        since.elapsed()
+    );
+    assert!(!status.success(), "{protocol:?}: {}", exec.err());
+    exec.err()
+}
+
+fn ended_with(user: &User, reason: &str) {
+    wait_until("the reason is in the list", PATIENCE, || {
+        let list: Value =
+            serde_json::from_str(&admin("streams list --ended --project demo -o json")).unwrap();
+        list.as_array().unwrap().iter().any(|stream| {
+            stream["principal"] == format!("user:{}", user.name)
+                && stream["reason"].as_str().unwrap().starts_with(reason)
+        })
+    });
+}
+
+#[test]
+fn a_binding_that_is_removed_ends_a_running_exec_with_the_reason() {
+    for (name, protocol) in [
+        ("leaver-ws", Protocol::WebSocket),
+        ("leaver-spdy", Protocol::Spdy),
+    ] {
+        let user = user(name, "gatewayAdmin", Some("cluster-admin"));
+        let change = format!(
+            "projects remove-iam-policy-binding demo --member user:{name} --role gatewayAdmin"
+        );
+        let said = ends(&user, protocol, &change);
+        let reason = format!("user \"{name}\" lacks permission \"gateway.stream\"");
+        match protocol {
+            Protocol::WebSocket => assert!(said.contains(&reason), "{said}"),
+            // SPDY has no words for it: the connection is cut.
+            Protocol::Spdy => assert!(!said.trim().is_empty(), "{said}"),
+        }
+        ended_with(&user, &reason);
+    }
+}
+
+#[test]
+fn a_binding_on_the_membership_alone_comes_and_goes() {
+    let user = user("guest", "fleetViewer", Some("cluster-admin"));
+    let namespace = &shared().namespace;
+    let said = user
+        .kubectl(&format!("exec -n {namespace} box -- true"))
+        .fails();
+    assert!(said.contains("lacks permission"), "{said}");
+    let binding = "it --project demo --member user:guest --role gatewayAdmin";
+    admin(&format!("memberships add-iam-policy-binding {binding}"));
+    user.kubectl(&format!("exec -n {namespace} box -- true"))
+        .ok();
+    let said = ends(
+        &user,
+        Protocol::WebSocket,
+        &format!("memberships remove-iam-policy-binding {binding}"),
+    );
+    assert!(
+        said.contains("lacks permission \"gateway.stream\""),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_condition_holds_for_what_the_api_server_sees() {
+    let namespace = &shared().namespace;
+    let shared = shared();
+    let user = user("narrow", "fleetViewer", Some("cluster-admin"));
+    let condition = format!(
+        "expression=!request.path.startsWith('/api/v1/') || request.namespace == '{namespace}' && \
+         request.resource == 'pods' && request.verb in ['get', 'list'],title=pods of one namespace"
+    );
+    shared
+        .world
+        .admin
+        .towline("projects add-iam-policy-binding demo --member user:narrow --role gatewayReader --condition")
+        .arg(&condition)
+        .ok();
+    user.kubectl(&format!("get pods -n {namespace}")).ok();
+    user.kubectl(&format!("get pod box -n {namespace}")).ok();
+    for refused in [
+        "get pods -A".to_owned(),
+        "get pods -n kube-system".to_owned(),
+        format!("get secrets -n {namespace}"),
+        format!("get --raw /api/v1/namespaces/{namespace}/secrets"),
+        format!("get --raw /api/v1/namespaces/{namespace}/pods?watch=1"),
+    ] {
+        let said = user.kubectl(&refused).fails();
+        assert!(
+            said.contains("lacks permission \"gateway.get\""),
+            "{refused}: {said}"
+        );
+    }
+}
+
+#[test]
+fn explain_says_what_either_layer_says_and_why() {
+    let user = user("asked", "gatewayReader", Some("view"));
+    let explain = |rest: &str| {
+        admin(&format!(
+            "iam explain --membership it --project demo --member user:asked {rest}"
+        ))
+    };
+    let said = explain("--verb list --resource pods --namespace default");
+    assert!(said.starts_with("IAM:   yes"), "{said}");
+    assert!(
+        said.contains("user:asked has gatewayReader on projects/demo"),
+        "{said}"
+    );
+    assert!(said.contains("RBAC:  yes"), "{said}");
+    user.kubectl("get pods -n default").ok();
+
+    let said = explain("--verb list --resource secrets --namespace default");
+    assert!(
+        said.starts_with("IAM:   yes") && said.contains("RBAC:  no"),
+        "{said}"
+    );
+    user.kubectl("get secrets -n default").fails();
+
+    let said = explain("--verb create --resource pods --subresource exec --namespace default");
+    assert!(said.starts_with("IAM:   no"), "{said}");
+    assert!(
+        said.contains("needs gateway.stream")
+            && said.contains("roles with it: gatewayAdmin, owner"),
+        "{said}"
+    );
+    assert!(said.contains("RBAC:  no"), "{said}");
+
+    // Groups that the gateway doesn't know; RBAC in the cluster does.
+    let cluster = &shared().cluster;
+    cluster
+        .kubectl("create clusterrolebinding towline-it-readers --clusterrole cluster-admin --group readers")
+        .run();
+    wait_until("RBAC knows the group", PATIENCE, || {
+        explain("--groups readers --verb list --resource secrets --namespace default")
+            .contains("RBAC:  yes")
+    });
+    // Nobody is asked about whom the agent may never be.
+    let said = admin(
+        "iam explain --membership it --project demo --member user:system:admin --verb list --resource pods",
+    );
+    assert!(
+        said.contains("RBAC:  not known") && said.contains("system:"),
+        "{said}"
+    );
+    // The question needs a permission of its own.
+    let said = user
+        .towline("iam explain --membership it --project demo --member user:admin --verb list --resource pods")
+        .fails();
+    assert!(said.contains("lacks permission \"iam.explain\""), "{said}");
+}
