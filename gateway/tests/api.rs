@@ -177,10 +177,14 @@ async fn existence_is_not_told() {
         let (status, answer) = office.json(Some(&bob), path, message).await;
         (status, answer["message"].as_str().unwrap().to_owned())
     };
-    assert_eq!(
+    let (there, elsewhere) = (
         ask("Memberships/Get", edge("edge")).await,
-        ask("Memberships/Get", edge("none")).await
+        ask("Memberships/Get", edge("none")).await,
     );
+    assert_eq!(there.0, elsewhere.0);
+    let named = |message: &str, id: &str| message.replace(&format!("memberships/{id};"), "");
+    assert_eq!(named(&there.1, "edge"), named(&elsewhere.1, "none"));
+    assert_ne!(named(&there.1, "edge"), there.1);
     let (there, elsewhere) = (
         ask("Memberships/List", project("p")).await,
         ask("Memberships/List", project("none")).await,

@@ -201,7 +201,7 @@ async fn whatever_takes_a_permission_ends_its_stream_with_the_reason() {
         Change::Disabled,
     ] {
         let reason = if change == Change::Disabled {
-            "user \"alice\" was disabled"
+            "user \"alice\" is disabled"
         } else {
             "user \"alice\" lacks permission \"gateway.stream\" on projects/p/locations/global/memberships/m"
         };
@@ -299,7 +299,7 @@ async fn a_condition_tells_nobody_which_memberships_there_are() {
             .unwrap()
             .to_owned();
         let message = message.split(" (towline").next().unwrap().to_owned();
-        (status, message.replace(id, "ID"))
+        (status, message.replace(&format!("/{id};"), "/ID;"))
     };
     assert_eq!(ask("m").await, ask("x").await);
 }

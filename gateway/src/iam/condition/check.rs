@@ -43,6 +43,9 @@ const VARIABLES: [(&str, &[&str]); 2] = [
 
 const TIME: &str = "time";
 
+/// How deep an expression may be: the interpreter goes down its stack for each level, up to 40 KiB in a debug build.
+const MAX_DEPTH: usize = 20;
+
 /// The longest regular expression, in bytes, and the largest program that it may become.
 const MAX_PATTERN: usize = 128;
 const MAX_PATTERN_PROGRAM: usize = 64 * 1024;
@@ -111,12 +114,25 @@ pub(super) fn check(expression: &Expression) -> Result<bool, String> {
 #[derive(Default)]
 struct Walk<'e> {
     timed: bool,
+    depth: usize,
     /// What an enclosing comprehension names.
     bound: Vec<&'e str>,
 }
 
 impl<'e> Walk<'e> {
     fn visit(&mut self, expression: &'e IdedExpr) -> Result<(), String> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(format!(
+                "its operators stand more than {MAX_DEPTH} deep in one another"
+            ));
+        }
+        self.visit_one(expression)?;
+        self.depth -= 1;
+        Ok(())
+    }
+
+    fn visit_one(&mut self, expression: &'e IdedExpr) -> Result<(), String> {
         match &expression.expr {
             Expr::Literal(_) | Expr::Unspecified => Ok(()),
             Expr::Ident(name) if self.bound.contains(&name.as_str()) => Ok(()),
