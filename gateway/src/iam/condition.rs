@@ -80,9 +80,19 @@ impl Compiled {
         }
         // The parser's own bound comes after its stack's end.
         shape::check(expression).map_err(|error| InvalidCondition::Syntax(error.to_string()))?;
-        let program = catch_unwind(AssertUnwindSafe(|| ENV.compile(expression)))
-            .map_err(|_| InvalidCondition::Syntax("the parser failed on it".to_owned()))?
-            .map_err(|errors| InvalidCondition::Syntax(first_line(&errors.to_string())))?;
+        let parsed = shape::parse(|| {
+            ENV.compile(expression)
+                .map_err(|errors| first_line(&errors.to_string()))
+        });
+        let program = match parsed {
+            Ok(Some(program)) => program.map_err(InvalidCondition::Syntax)?,
+            Ok(None) => {
+                return Err(InvalidCondition::Syntax(
+                    "the parser failed on it".to_owned(),
+                ));
+            }
+            Err(error) => return Err(InvalidCondition::Syntax(error.to_string())),
+        };
         let timed = check::check(program.expression()).map_err(InvalidCondition::Refused)?;
         Ok(Self { program, timed })
     }

@@ -260,14 +260,17 @@ impl Expression {
 fn parse(source: &str) -> Result<IdedExpr, CompileError> {
     // A stack that is used up can't be caught.
     shape::check(source).map_err(|error| CompileError::Syntax(error.to_string()))?;
-    let parsed = catch_unwind(AssertUnwindSafe(|| ENVIRONMENT.parser().parse(source)));
-    let expression = match parsed {
-        Ok(Ok(expression)) => expression,
-        Ok(Err(errors)) => {
+    let parsed = shape::parse(|| {
+        ENVIRONMENT.parser().parse(source).map_err(|errors| {
             let reasons: Vec<_> = errors.errors.iter().map(|error| &*error.msg).collect();
-            return Err(CompileError::Syntax(cut(&reasons.join("; "))));
-        }
-        Err(_) => return Err(CompileError::Syntax("internal error".to_owned())),
+            cut(&reasons.join("; "))
+        })
+    });
+    let expression = match parsed {
+        Ok(Some(Ok(expression))) => expression,
+        Ok(Some(Err(reasons))) => return Err(CompileError::Syntax(reasons)),
+        Ok(None) => return Err(CompileError::Syntax("internal error".to_owned())),
+        Err(error) => return Err(CompileError::Syntax(error.to_string())),
     };
     if check::depth(&expression) > MAX_DEPTH {
         return Err(CompileError::TooDeep);

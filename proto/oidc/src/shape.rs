@@ -2,9 +2,15 @@
 //!
 //! Threat: CEL's parser goes down its own stack for every bracket before it counts any, and a stack that is used up
 //! ends the whole process; an expression comes from whoever may set a condition.
-//! Decision: brackets, conditionals and operators are counted in the text, before anything parses it. Strings in
-//! forms that could hide a bracket from a counter (raw, triple) are refused.
+//! Decision: brackets, conditionals and operators are counted in the text, before anything parses it, and what passes
+//! is parsed on a stack of its own that is large enough for it in any build. Strings in forms that could hide a
+//! bracket from a counter (raw, triple) are refused.
 //! Consequence: some expressions that CEL takes are refused; nobody writes them.
+
+use std::{io, thread};
+
+/// The stack to parse on, in bytes: a debug build needs about 130 KiB for a bracket and 20 KiB for an operator.
+const STACK: usize = 16 * 1024 * 1024;
 
 /// Brackets and conditionals in one another.
 const MAX_NESTING: usize = 16;
@@ -75,6 +81,20 @@ pub fn check(source: &str) -> Result<(), TooComplex> {
         before = character;
     }
     Ok(())
+}
+
+/// Parses what [`check`] let through, on a stack that is large enough; `None` where the parser panicked.
+///
+/// # Errors
+/// There is no thread to be had.
+pub fn parse<T: Send>(parse: impl FnOnce() -> T + Send) -> io::Result<Option<T>> {
+    thread::scope(|scope| {
+        let parser = thread::Builder::new()
+            .name("cel".to_owned())
+            .stack_size(STACK)
+            .spawn_scoped(scope, parse)?;
+        Ok(parser.join().ok())
+    })
 }
 
 #[cfg(test)]

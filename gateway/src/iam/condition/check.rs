@@ -44,7 +44,7 @@ const VARIABLES: [(&str, &[&str]); 2] = [
 const TIME: &str = "time";
 
 /// How deep an expression may be: the interpreter goes down its stack for each level, up to 40 KiB in a debug build.
-const MAX_DEPTH: usize = 20;
+const MAX_DEPTH: usize = 16;
 
 /// The longest regular expression, in bytes, and the largest program that it may become.
 const MAX_PATTERN: usize = 128;
