@@ -400,3 +400,29 @@ async fn accounts_are_managed_in_their_project_alone() {
         .await;
     assert_eq!(status, StatusCode::FORBIDDEN);
 }
+
+#[tokio::test]
+async fn a_binding_on_the_account_is_for_it_alone_and_goes_with_it() {
+    let office = open().await;
+    let alice = office.token("alice");
+    let resource = json!({"resource": "projects/p/serviceAccounts/a"});
+    let policy = office.ok(&alice, "Iam/GetPolicy", resource.clone()).await;
+    let set = json!({
+        "resource": resource["resource"],
+        "policy": {"etag": policy["etag"], "bindings": [
+            {"role": "serviceAccountTokenCreator", "members": ["user:reader"]},
+        ]},
+    });
+    office.ok(&alice, "Iam/SetPolicy", set).await;
+    let reader = office.token("reader");
+    let token = acting(&office, &reader, "a@p").await;
+    office.ok(&token, "Identity/WhoAmI", json!({})).await;
+    let (_, error, _) = refused(&office, &reader, &[("impersonate_service_account", "b@p")]).await;
+    assert_eq!(error, "access_denied");
+
+    let a = json!({"project": "p", "name": "a"});
+    office.ok(&alice, "ServiceAccounts/Delete", a.clone()).await;
+    office.ok(&alice, "ServiceAccounts/Create", a).await;
+    let (_, error, _) = refused(&office, &reader, &[("impersonate_service_account", "a@p")]).await;
+    assert_eq!(error, "access_denied");
+}

@@ -126,6 +126,24 @@ async fn a_person_of_another_issuer_is_who_the_mapping_says() {
         .ok(&token, "Memberships/List", json!({"project": "p"}))
         .await;
 
+    // Policies may name people before they come; where there is no other issuer, only those whom there are.
+    let policy = |etag: &Value| {
+        json!({"resource": "projects/p", "policy": {"etag": etag, "bindings": [
+            {"role": "owner", "members": ["user:alice", "user:sso:dave@example.org"]},
+        ]}})
+    };
+    let alone = Office::open().await;
+    for (office, expected) in [(&office, StatusCode::OK), (&alone, StatusCode::BAD_REQUEST)] {
+        let alice = office.token("alice");
+        let now = office
+            .ok(&alice, "Iam/GetPolicy", json!({"resource": "projects/p"}))
+            .await;
+        let (status, answer) = office
+            .json(Some(&alice), "Iam/SetPolicy", policy(&now["etag"]))
+            .await;
+        assert_eq!(status, expected, "{answer}");
+    }
+
     // For one membership alone.
     let resource = format!("https://gateway.test{EDGE}");
     let fields = [&id_token(&id)[..], &[("resource", &resource)]].concat();

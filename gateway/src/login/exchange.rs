@@ -47,7 +47,11 @@ pub(super) async fn tokens(
     form: &Form,
 ) -> Result<serde_json::Value, Refusal> {
     gateway.login.attempts.may_exchange(client)?;
-    let Minted { token, lifetime } = match exchange(gateway, form).await {
+    let Minted {
+        token,
+        lifetime,
+        principal,
+    } = match exchange(gateway, form).await {
         Ok(minted) => minted,
         Err(refused) => {
             // Not what the gateway itself failed at.
@@ -57,6 +61,7 @@ pub(super) async fn tokens(
             return Err(refused);
         }
     };
+    tracing::info!(%client, %principal, "token exchanged");
     Ok(serde_json::json!({
         "access_token": token,
         "issued_token_type": ACCESS_TOKEN,

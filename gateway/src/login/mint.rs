@@ -12,7 +12,7 @@ use crate::{
     app::Gateway,
     audit,
     authn::standing::{Lost, Standing},
-    iam::ServiceAccount,
+    iam::{Principal, ServiceAccount},
     store::sign_ins::{SignIn, SignInError},
 };
 use http::StatusCode;
@@ -42,6 +42,8 @@ pub(super) struct Wanted {
 pub(super) struct Minted {
     pub(super) token: String,
     pub(super) lifetime: u64,
+    /// Whom the token speaks for.
+    pub(super) principal: Principal,
 }
 
 impl Wanted {
@@ -100,7 +102,8 @@ pub(super) async fn mint(
         .acting_as(&gateway.grounds(), wanted.accounts)
         .await
         .map_err(|lost| refused(&lost))?;
-    audit::current(|record| record.signed_in(&standing.principal()));
+    let principal = standing.principal();
+    audit::current(|record| record.signed_in(&principal));
     let now = gateway.clock.unix();
     let lifetime = gateway.config.tokens.access.as_secs();
     let expires = until.map_or(now + lifetime, |until| until.min(now + lifetime));
@@ -108,7 +111,7 @@ pub(super) async fn mint(
     let (sub, sid) = match standing.own_user() {
         Some(name) => (name.to_owned(), None),
         None => {
-            let sub = standing.principal().to_string();
+            let sub = principal.to_string();
             let id = id()?;
             let sign_in = SignIn {
                 family: family.unwrap_or_else(|| id.clone()),
@@ -123,7 +126,7 @@ pub(super) async fn mint(
                 .await
                 .map_err(|error| match error {
                     SignInError::Store(error) => Refusal::failed(&error),
-                    long @ SignInError::TooLong(_) => {
+                    long @ SignInError::TooLong { .. } => {
                         Refusal::bad("invalid_grant", long.to_string())
                     }
                 })?;
@@ -149,6 +152,7 @@ pub(super) async fn mint(
     Ok(Minted {
         token: gateway.keys.signing().sign(Kind::AccessToken, &claims),
         lifetime: expires.saturating_sub(now),
+        principal,
     })
 }
 

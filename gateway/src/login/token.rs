@@ -99,7 +99,9 @@ async fn tokens(
         family: None,
         until: None,
     };
-    let Minted { token, lifetime } = mint(gateway, holding, wanted).await?;
+    let Minted {
+        token, lifetime, ..
+    } = mint(gateway, holding, wanted).await?;
     Ok(serde_json::json!({
         "access_token": token,
         "token_type": "Bearer",

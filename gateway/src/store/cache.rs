@@ -118,7 +118,7 @@ impl Remembered for Account {
 
 impl Remembered for Arc<SignIn> {
     // The groups that a token was mapped to are in it.
-    const MOST: usize = 1_000;
+    const MOST: usize = 4_000;
     type Key = String;
     fn of(state: &mut impl Kinds) -> &mut HashMap<String, Option<Self>> {
         state.sign_ins()

@@ -20,8 +20,11 @@ pub const MOST_OF_PRINCIPAL: u32 = 1_000;
 /// How many sign-ins the workloads of a project's pools may have at a time.
 pub const MOST_OF_REALM: u32 = 20_000;
 
-/// The longest standing, in bytes of JSON.
+/// The longest standing of a person, in bytes of JSON.
 pub const MAX_STANDING: usize = 128 * 1024;
+
+/// The longest standing of a workload, whose issuer a tenant may run himself.
+pub const MAX_STANDING_OF_WORKLOAD: usize = 16 * 1024;
 
 /// A sign-in as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,9 +46,14 @@ pub struct SignIn {
 pub enum SignInError {
     /// Too many groups, or too long ones.
     #[error(
-        "the groups and attributes that the token was mapped to are {0} bytes long; {MAX_STANDING} may be"
+        "the groups and attributes that the token was mapped to are {size} bytes long; {most} may be"
     )]
-    TooLong(usize),
+    TooLong {
+        /// How long they are.
+        size: usize,
+        /// How long they may be.
+        most: usize,
+    },
     /// See [`StoreError`].
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -85,11 +93,17 @@ impl Store {
     /// See [`SignInError`].
     pub async fn add_sign_in(&self, new: &SignIn, now: u64) -> Result<(), SignInError> {
         let standing = serde_json::to_string(&new.standing).map_err(|error| self.value(error))?;
-        if standing.len() > MAX_STANDING {
-            return Err(SignInError::TooLong(standing.len()));
-        }
         let principal = new.standing.base.principal().to_string();
         let realm = new.standing.base.realm().to_owned();
+        let most = if realm.is_empty() {
+            MAX_STANDING
+        } else {
+            MAX_STANDING_OF_WORKLOAD
+        };
+        if standing.len() > most {
+            let size = standing.len();
+            return Err(SignInError::TooLong { size, most });
+        }
         let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM sign_ins WHERE expires <= $1")
             .bind(sql(now))
@@ -244,11 +258,14 @@ mod tests {
             .unwrap();
         store.cache().changed();
         assert_eq!(store.sign_in("000001").await.unwrap(), None);
-        let long = sign_in(4, "user:oidc:bob", 20_000);
-        assert!(matches!(
-            store.add_sign_in(&long, NOW).await,
-            Err(SignInError::TooLong(_))
-        ));
+        let pool = "projects/p/locations/global/workloadIdentityPools/ci";
+        let job = format!("principal://{pool}/subject/job");
+        for long in [sign_in(4, "user:oidc:bob", 20_000), sign_in(5, &job, 2_000)] {
+            assert!(matches!(
+                store.add_sign_in(&long, NOW).await,
+                Err(SignInError::TooLong { .. })
+            ));
+        }
     }
 
     #[tokio::test]
