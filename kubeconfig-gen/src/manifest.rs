@@ -188,17 +188,15 @@ fn impersonation(impersonate: &Impersonate) -> Value {
     // An empty list of names would mean all of them.
     if !impersonate.users.is_empty() {
         rules.push(rule("users", &impersonate.users));
-        // Who uses `kubectl --as` stays known in it; whom they may be is named elsewhere.
-        let extra = Name::Extra {
-            key: rbac::ORIGINAL_USER.to_owned(),
-            value: None,
-        };
-        rules.extend(
-            rbac::rules(&extra, false)
-                .as_array()
-                .cloned()
-                .unwrap_or_default(),
-        );
+        // Who is behind a request stays known in them; whom `kubectl --as` may name is said elsewhere.
+        for extra in rbac::told() {
+            rules.extend(
+                rbac::rules(&extra, false)
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default(),
+            );
+        }
     }
     if !impersonate.groups.is_empty() {
         rules.push(rule("groups", &impersonate.groups));
@@ -343,6 +341,8 @@ mod tests {
             json!([
                 {"apiGroups": [""], "resources": ["users"], "resourceNames": ["alice", "bob"], "verbs": ["impersonate"]},
                 {"apiGroups": ["authentication.k8s.io"], "resources": ["userextras/towline.dev/original-user"], "verbs": ["impersonate"]},
+                {"apiGroups": ["authentication.k8s.io"], "resources": ["userextras/towline.dev/delegates"], "verbs": ["impersonate"]},
+                {"apiGroups": ["authentication.k8s.io"], "resources": ["userextras/authentication.kubernetes.io/credential-id"], "verbs": ["impersonate"]},
                 {"apiGroups": [""], "resources": ["groups"], "resourceNames": ["dev"], "verbs": ["impersonate"]},
             ])
         );

@@ -101,12 +101,9 @@ impl Policy<'_> {
             objects.extend(self.pair("on", &verbs.join(","), &on(verbs), None, None));
         }
         if self.names.iter().any(|name| matches!(name, Name::User(_))) {
-            // Any value: it is what the agent says of a caller who uses --as.
-            let extra = Name::Extra {
-                key: ORIGINAL_USER.to_owned(),
-                value: None,
-            };
-            objects.extend(self.impersonation(&extra));
+            for extra in told() {
+                objects.extend(self.impersonation(&extra));
+            }
         }
         for name in self.names {
             objects.extend(self.impersonation(name));
@@ -377,8 +374,22 @@ fn hash(parts: &[&str]) -> String {
     bytes.fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
 
+/// The extras that go with whoever is named, any value of them: they tell who is behind a request.
+pub(crate) fn told() -> impl Iterator<Item = Name> {
+    TOLD.into_iter().map(|key| Name::Extra {
+        key: key.to_owned(),
+        value: None,
+    })
+}
+
+/// A caller who uses `--as`, whoever acts as a service account, and the token that somebody signed in with.
+pub(crate) const TOLD: [&str; 3] = [
+    ORIGINAL_USER,
+    "towline.dev/delegates",
+    "authentication.kubernetes.io/credential-id",
+];
 /// Extra in which the agent keeps a caller who uses `--as`.
-pub(crate) const ORIGINAL_USER: &str = "towline.dev/original-user";
+const ORIGINAL_USER: &str = "towline.dev/original-user";
 /// The agent's service account.
 pub(crate) const AGENT: &str = "towline-agent";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";

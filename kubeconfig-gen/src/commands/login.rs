@@ -220,6 +220,15 @@ pub(super) async fn whoami(context: &Context) -> Result<(), Error> {
             ("Roles:", or_none(&me.roles)),
             ("Issuer:", me.issuer.clone()),
         ];
+        if !me.uid.is_empty() {
+            lines.push(("UID:", me.uid.clone()));
+        }
+        for (key, extra) in &me.extra {
+            lines.push(("Extra:", format!("{key}: {}", or_none(&extra.values))));
+        }
+        if !me.delegates.is_empty() {
+            lines.push(("Acted as by:", me.delegates.join(", then ")));
+        }
         if let Some(expires) = &me.expires {
             let left = u64::try_from(expires.seconds)
                 .unwrap_or(0)

@@ -4,7 +4,7 @@ use towline_proto::names::{PoolId, Project, ServiceAccountId};
 
 use crate::{
     cli::GatewayRbac,
-    rbac::{Name, ORIGINAL_USER, RoleRef},
+    rbac::{Name, RoleRef, TOLD},
 };
 
 /// The longest name, in bytes.
@@ -205,7 +205,7 @@ fn extra(text: &str) -> Result<Name, Invalid> {
     if key.to_lowercase() != key {
         return Err(wrong("keys of extras are in lower case"));
     }
-    if key == ORIGINAL_USER {
+    if TOLD.contains(&key.as_str()) {
         return Err(wrong("it is added wherever users are named"));
     }
     Ok(Name::Extra { key, value })
@@ -330,7 +330,7 @@ mod tests {
             "--cluster-service-accounts kube-system/x".to_owned(),
             "--cluster-service-accounts robot".to_owned(),
             "--users a --extra Scopes=x".to_owned(),
-            format!("--users a --extra {ORIGINAL_USER}"),
+            format!("--users a --extra {}", TOLD[1]),
             "--uids 7".to_owned(),
             String::new(),
         ] {
