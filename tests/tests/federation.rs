@@ -146,7 +146,7 @@ impl Ci {
     }
 
     fn kubectl(&self, kubeconfig: &Path, words: &str) -> Cmd {
-        Cmd::new(place::cached("bin/kubectl"))
+        Cmd::new(place::cached("kubectl"))
             .env("KUBECONFIG", kubeconfig)
             .env("HOME", kubeconfig.parent().unwrap())
             .words(words)
