@@ -276,6 +276,7 @@ async fn what_an_agent_answers_speaks_for_nobody_but_its_cluster() {
                     ("clear-site-data", "\"*\""),
                     ("alt-svc", "h3=\"evil.example:443\""),
                     ("towline-request-id", "forged"),
+                    ("audit-id", "forged"),
                     ("towline-groups-left-out", "99999999999999999999"),
                     ("towline-anything", "x"),
                     ("connection", "x-hop"),
@@ -296,6 +297,8 @@ async fn what_an_agent_answers_speaks_for_nobody_but_its_cluster() {
     let response = alice.http1(at("/cookies")).await;
     let id = response.headers()["towline-request-id"].to_str().unwrap();
     assert_ne!(id, "forged");
+    let audit = response.headers().get_all("audit-id").iter();
+    assert_eq!(audit.collect::<Vec<_>>(), [id]);
     let mut names: Vec<&str> = response
         .headers()
         .keys()
@@ -304,7 +307,13 @@ async fn what_an_agent_answers_speaks_for_nobody_but_its_cluster() {
     names.sort_unstable();
     assert_eq!(
         names,
-        ["content-length", "date", "location", "towline-request-id"]
+        [
+            "audit-id",
+            "content-length",
+            "date",
+            "location",
+            "towline-request-id"
+        ]
     );
     for path in ["/refusal", "/upgraded"] {
         assert_eq!(
