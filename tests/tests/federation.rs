@@ -236,7 +236,9 @@ fn another_namespaces_token_is_refused_with_the_reason() {
         assert!(description.contains(reason), "{description}");
         // Nor as it is.
         let kubeconfig = ci.kubeconfig("refused", json!({"token": token}));
-        let said = ci.kubectl(&kubeconfig, "get pods").fails();
+        let said = ci
+            .kubectl(&kubeconfig, "get --raw /api/v1/namespaces/default/pods")
+            .fails();
         assert!(said.contains(reason), "{said}");
     }
 }
