@@ -32,8 +32,8 @@ pub use types::Type;
 /// The longest expression, in bytes.
 const MAX_EXPRESSION: usize = 4096;
 
-/// How deep an expression may nest.
-const MAX_DEPTH: usize = 128;
+/// How deep an expression may nest: what the interpreter recurses into on a worker's stack.
+const MAX_DEPTH: usize = 48;
 
 /// Why an expression is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +41,7 @@ pub enum CompileError {
     /// Longer than 4 KiB.
     #[error("{0} bytes are more than {MAX_EXPRESSION} allowed")]
     TooLong(usize),
-    /// Nested deeper than 128 levels.
+    /// Nested deeper than 48 levels.
     #[error("it is nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
     /// No CEL.
@@ -252,8 +252,10 @@ impl Expression {
     /// What every result begins with, when that is plain to see: `'a:' + claims.sub`, the element
     /// of a `map`, both branches of a conditional.
     #[must_use]
-    pub fn literal_prefix(&self) -> Option<String> {
-        literal_prefix(&self.written).filter(|prefix| !prefix.is_empty())
+    pub fn literal_prefix(&self) -> Option<&str> {
+        string_prefix(&self.written)
+            .or_else(|| element_prefix(&self.written))
+            .filter(|prefix| !prefix.is_empty())
     }
 }
 
@@ -278,15 +280,29 @@ fn parse(source: &str) -> Result<IdedExpr, CompileError> {
     Ok(expression)
 }
 
-fn literal_prefix(expression: &IdedExpr) -> Option<String> {
+/// The prefix of an expression that is plainly a string.
+fn string_prefix(expression: &IdedExpr) -> Option<&str> {
     match &expression.expr {
-        Expr::Literal(LiteralValue::String(text)) => Some(text.inner().to_owned()),
-        Expr::Call(call) if call.func_name == operators::ADD => literal_prefix(call.args.first()?),
+        Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
+        Expr::Call(call) if call.func_name == operators::ADD => string_prefix(call.args.first()?),
         Expr::Call(call) if call.func_name == operators::CONDITIONAL => {
-            common(call.args.iter().skip(1))
+            common(call.args.iter().skip(1), string_prefix)
         }
-        Expr::List(list) => common(list.elements.iter()),
-        // The step of `map`: `@result + [element]`, with a filter `test ? … : @result`.
+        _ => None,
+    }
+}
+
+/// The prefix that all elements of an expression have that is plainly a list.
+fn element_prefix(expression: &IdedExpr) -> Option<&str> {
+    match &expression.expr {
+        Expr::List(list) => common(list.elements.iter(), string_prefix),
+        Expr::Call(call) if call.func_name == operators::ADD => {
+            common(call.args.iter(), element_prefix)
+        }
+        Expr::Call(call) if call.func_name == operators::CONDITIONAL => {
+            common(call.args.iter().skip(1), element_prefix)
+        }
+        // The step of `map`: `@result + [element]`, with a test `test ? … : @result`.
         Expr::Comprehension(map) => {
             let step = match &map.loop_step.expr {
                 Expr::Call(call) if call.func_name == operators::CONDITIONAL => call.args.get(1)?,
@@ -294,10 +310,8 @@ fn literal_prefix(expression: &IdedExpr) -> Option<String> {
             };
             match &step.expr {
                 Expr::Call(call) if call.func_name == operators::ADD => {
-                    match (call.args.first().map(|first| &first.expr), call.args.get(1)) {
-                        (Some(Expr::Ident(name)), Some(list)) if *name == map.accu_var => {
-                            literal_prefix(list)
-                        }
+                    match call.args.as_slice() {
+                        [result, list] if is_ident(result, &map.accu_var) => element_prefix(list),
                         _ => None,
                     }
                 }
@@ -308,12 +322,20 @@ fn literal_prefix(expression: &IdedExpr) -> Option<String> {
     }
 }
 
-/// The prefix that all have, if they all have the same.
-fn common<'e>(mut expressions: impl Iterator<Item = &'e IdedExpr>) -> Option<String> {
-    let first = literal_prefix(expressions.next()?)?;
-    expressions
-        .all(|other| literal_prefix(other).as_ref() == Some(&first))
-        .then_some(first)
+/// The prefix that all have, if they all have the same; `''` names nobody and may stand beside.
+fn common<'e>(
+    expressions: impl Iterator<Item = &'e IdedExpr>,
+    prefix_of: fn(&'e IdedExpr) -> Option<&'e str>,
+) -> Option<&'e str> {
+    let mut all = None;
+    for expression in expressions.filter(|expression| string_of(expression) != Some("")) {
+        let prefix = prefix_of(expression)?;
+        if all.is_some_and(|known| known != prefix) {
+            return None;
+        }
+        all = Some(prefix);
+    }
+    all
 }
 
 fn is_ident(expression: &IdedExpr, name: &str) -> bool {

@@ -1,4 +1,6 @@
-//! Keys and tokens for the tests of this crate.
+//! Keys, tokens and issuers for the tests of this crate.
+
+pub(crate) mod server;
 
 use std::time::{Duration, SystemTime};
 

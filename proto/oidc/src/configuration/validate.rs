@@ -99,7 +99,7 @@ pub(crate) fn prefix_of(jwt: &JwtAuthenticator, name: &str) -> Option<String> {
     };
     if !mapping.expression.is_empty() {
         let expression = compile(&mapping.expression, "claims", None).ok()?;
-        return Some(expression.literal_prefix().unwrap_or_default());
+        return Some(expression.literal_prefix().unwrap_or_default().to_owned());
     }
     if mapping.claim.is_empty() {
         return None;

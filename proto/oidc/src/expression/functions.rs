@@ -18,7 +18,7 @@ pub(super) const BOUNDED: [(&str, &str); 2] = [("replace", "@replace"), ("join",
 
 /// The functions of cel-go's standard library, `ext.Strings` version 2, `ext.Sets` and optional
 /// types; operators have their names of the syntax tree. `A` and `B` are any type.
-const SIGNATURES: &[&str] = &[
+pub(super) const SIGNATURES: &[&str] = &[
     "!_(bool) bool",
     "-_(int) int",
     "-_(double) double",

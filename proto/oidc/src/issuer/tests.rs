@@ -5,3 +5,4 @@ use crate::testing::{NOW, Signer, at, claims, encode};
 
 mod attacks;
 mod offline;
+mod online;
