@@ -15,6 +15,7 @@
 )]
 
 pub mod agent;
+pub mod apiserver;
 pub mod cluster;
 pub mod command;
 pub mod front;
@@ -22,6 +23,7 @@ pub mod gateway;
 mod group;
 pub mod http;
 pub mod idp;
+pub mod issuer;
 pub mod place;
 pub mod program;
 pub mod pty;

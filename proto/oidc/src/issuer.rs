@@ -175,6 +175,18 @@ impl Issuer {
                 algorithm: token.algorithm,
             });
         }
+        // As kube-apiserver does, also when nothing is made of them.
+        for claim in ["sub", "nonce", "at_hash"] {
+            if !matches!(
+                token.claims.get(claim),
+                None | Some(Value::Null | Value::String(_))
+            ) {
+                return Err(Refused::Claim {
+                    claim,
+                    problem: "is not a string",
+                });
+            }
+        }
         let (expires, issued) = times(&token.claims, now)?;
         self.verify_audience(&token.claims)?;
         self.verify_signature(&token, now).await?;

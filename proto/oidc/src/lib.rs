@@ -20,8 +20,9 @@
 //!
 //! Threat: the token, the documents at the issuer's URLs and, in part, the expressions come from
 //! others. Decision: every size, depth, count and wait has a bound, and a check that cannot be
-//! made refuses. Consequence: a few things that kube-apiserver takes are refused here (see
-//! [`Refused`]); nothing that it refuses is taken.
+//! made refuses. Consequence: a few things that kube-apiserver takes are refused here (doubled
+//! names, an `iat` in the future, an empty user name, distributed claims). Two that it refuses at
+//! run time are taken: a mapping that is a bare `split()`, and `'name' in claims`.
 
 #![forbid(unsafe_code)]
 

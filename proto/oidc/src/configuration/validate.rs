@@ -420,7 +420,7 @@ pub(crate) fn compile(
     let kind = if variable == "user" {
         Type::user()
     } else {
-        Type::map(Type::Dyn)
+        Type::map(Type::Any)
     };
     Expression::compile(source, &[(variable, kind)], wanted)
 }

@@ -170,7 +170,7 @@ impl<'a> Scope<'a> {
 
     fn field(&self, operand: &Type, field: &str) -> Result<Type, CompileError> {
         match operand {
-            Type::Dyn | Type::Never => Ok(Type::Dyn),
+            Type::Dyn | Type::Any | Type::Never => Ok(Type::Dyn),
             Type::Map(_, value) => Ok((**value).clone()),
             Type::Optional(inner) => Ok(Type::Optional(Box::new(self.field(inner, field)?))),
             Type::Object(name, fields) => match fields.iter().find(|(known, _)| *known == field) {
@@ -235,7 +235,7 @@ impl<'a> Scope<'a> {
 
     fn boolean(&mut self, expression: &'a IdedExpr) -> Result<(), CompileError> {
         match self.infer(expression)? {
-            Type::Bool | Type::Dyn | Type::Never => Ok(()),
+            Type::Bool | Type::Dyn | Type::Any | Type::Never => Ok(()),
             other => error(format!("expected type 'bool' but found '{other}'")),
         }
     }
@@ -250,6 +250,12 @@ impl<'a> Scope<'a> {
             Type::List(element) => ((*element).clone(), *element),
             Type::Map(key, value) => (*key, *value),
             Type::Dyn | Type::Never => (Type::Dyn, Type::Dyn),
+            Type::Any => {
+                return error(
+                    "expression of type 'any' cannot be range of a comprehension; \
+                     write dyn(…) around it, as in dyn(claims.groups).map(…)",
+                );
+            }
             other => {
                 return error(format!(
                     "expression of type '{other}' cannot be range of a comprehension"
@@ -288,7 +294,7 @@ impl<'a> Scope<'a> {
 fn opened(kind: Type) -> Result<Type, CompileError> {
     match kind {
         Type::Optional(inner) => Ok(*inner),
-        Type::Dyn => Ok(Type::Dyn),
+        Type::Dyn | Type::Any => Ok(Type::Dyn),
         other => error(format!("expected an optional but found '{other}'")),
     }
 }
@@ -353,7 +359,7 @@ fn assign(parameter: &Type, argument: &Type, bound: &mut BTreeMap<char, Type>) -
                 None => false,
             }
         }
-        (_, Type::Dyn | Type::Never) | (Type::Dyn, _) => {
+        (_, Type::Dyn | Type::Any | Type::Never) | (Type::Dyn, _) => {
             open(parameter, bound);
             true
         }

@@ -5,8 +5,10 @@ use std::fmt;
 /// A type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Type {
-    /// Known only when it runs: every claim.
+    /// Known only when it runs.
     Dyn,
+    /// `google.protobuf.Any`, as Kubernetes declares claims: like `dyn`, but no range of a loop.
+    Any,
     /// The element of an empty list: fits everything.
     Never,
     /// `null`.
@@ -72,7 +74,9 @@ impl Type {
     pub(super) fn join(&self, other: &Self) -> Option<Self> {
         Some(match (self, other) {
             (Self::Never, any) | (any, Self::Never) => any.clone(),
-            (Self::Dyn, _) | (_, Self::Dyn) => Self::Dyn,
+            (open @ (Self::Any | Self::Dyn), _) | (_, open @ (Self::Any | Self::Dyn)) => {
+                open.clone()
+            }
             (Self::List(a), Self::List(b)) => Self::list(a.join(b)?),
             (Self::Optional(a), Self::Optional(b)) => Self::Optional(Box::new(a.join(b)?)),
             (Self::Map(ka, va), Self::Map(kb, vb)) => {
@@ -98,6 +102,7 @@ impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dyn | Self::Never => f.write_str("dyn"),
+            Self::Any => f.write_str("any"),
             Self::Null => f.write_str("null"),
             Self::Bool => f.write_str("bool"),
             Self::Int => f.write_str("int"),

@@ -79,6 +79,8 @@ async fn times_and_audiences_are_those_of_kube_apiserver() {
         (json!({"aud": {"towline": 1}}), "its claim aud is neither"),
         (json!({"iss": "https://issuer.example/"}), "another issuer"),
         (json!({"iss": null}), "its claim iss is missing"),
+        (json!({"sub": 5}), "its claim sub is not a string"),
+        (json!({"nonce": []}), "its claim nonce is not a string"),
         (
             json!({"iss": ["https://issuer.example"]}),
             "its claim iss is not a string",
