@@ -16,6 +16,11 @@ use crate::{
 /// How long it may take to start, and to take a changed file.
 const BOUND: Duration = Duration::from_secs(90);
 
+/// The kernel counts what watches files by user. As root the API server would share that number with all clusters, and
+/// look at its file once a minute when nothing is left of it.
+const OWN_USER: &str = "setpriv --reuid 64321 --regid 64321 --clear-groups --inh-caps=+dac_override \
+                        --ambient-caps=+dac_override";
+
 /// What it says when it has looked at a changed file, and whether it took it.
 const VERDICTS: [(&str, bool); 4] = [
     ("reloaded authentication config", true),
@@ -67,6 +72,7 @@ impl ApiServer {
             .words("--service-account-issuer https://kubernetes.default.svc.cluster.local")
             .words(&format!("--authentication-config {}", file.display()))
             .words("--v 2")
+            .under(OWN_USER.split_whitespace())
             .start("kube-apiserver");
         let ca = authority.directory.join("ca.pem");
         let server = Self {

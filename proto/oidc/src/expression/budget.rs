@@ -7,7 +7,9 @@
 
 use std::cell::Cell;
 
-use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedEntryExpr, operators};
+use cel::common::ast::{
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedEntryExpr, LiteralValue, operators,
+};
 use cel::common::value::{CowVal, Val};
 use cel::{ExecutionError, IdedExpr};
 
@@ -128,6 +130,12 @@ fn bounded_call(call: CallExpr) -> CallExpr {
         target,
         args,
     } = call;
+    let args = match func_name.as_str() {
+        operators::INDEX | operators::OPT_INDEX | operators::OPT_SELECT => {
+            args.into_iter().map(unescaped_name).collect()
+        }
+        _ => args,
+    };
     // These only choose, and the interpreter looks at the form of their operands.
     let free = matches!(
         func_name.as_str(),
@@ -253,6 +261,16 @@ fn bounded_entry(entry: IdedEntryExpr) -> IdedEntryExpr {
         }
     };
     IdedEntryExpr { id, expr }
+}
+
+/// A name that is written as a string, `claims.?a__dot__b` included.
+fn unescaped_name(mut name: IdedExpr) -> IdedExpr {
+    if let Expr::Literal(LiteralValue::String(text)) = &mut name.expr
+        && let Some(field) = unescape(text.inner())
+    {
+        *text = field.into();
+    }
+    name
 }
 
 /// Kubernetes' way to write names that are no CEL identifiers: `kubernetes__dot__io`. Nothing when

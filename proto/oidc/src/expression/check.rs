@@ -228,7 +228,15 @@ impl<'a> Scope<'a> {
             arguments.push(self.infer(target)?);
         }
         for argument in &call.args {
-            arguments.push(self.infer(argument)?);
+            // What is formatted need not be of one type.
+            if let (Expr::List(list), "format") = (&argument.expr, name) {
+                for element in &list.elements {
+                    self.infer(element)?;
+                }
+                arguments.push(Type::list(Type::Dyn));
+            } else {
+                arguments.push(self.infer(argument)?);
+            }
         }
         overload(&full_name, member.is_some(), &arguments)
     }

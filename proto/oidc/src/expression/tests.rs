@@ -75,6 +75,15 @@ fn what_kubernetes_documents_evaluates() {
             "'%s-%s'.format([claims.sub, claims.roles])",
             vec!["alice-dev,ops"],
         ),
+        ("'%s %d'.format(['a', 1])", vec!["a 1"]),
+        (
+            "claims.?nested.?kubernetes__dot__io.pod__dash__name.orValue('')",
+            vec!["p"],
+        ),
+        (
+            "claims.nested['kubernetes__dot__io']['pod-name']",
+            vec!["p"],
+        ),
         ("strings.quote(claims.sub)", vec!["\"alice\""]),
         ("string(claims.level)", vec!["5"]),
         ("claims.level > 4 ? 'high' : 'low'", vec!["high"]),
