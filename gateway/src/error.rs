@@ -191,7 +191,8 @@ impl Refused {
         response
     }
 
-    /// The same answer with its message alone as the body, for clients that read no `Status`.
+    /// The same answer with its message alone as the body, for clients that read no `Status`. They ask five times
+    /// over, and sleeping ten times each time would show nothing for most of a minute: so no `Retry-After`.
     pub fn into_text_response(self, request_id: &str) -> Response<Body> {
         let text = self.message(request_id);
         let mut response = self.into_response(request_id);
@@ -199,7 +200,9 @@ impl Refused {
             .map_err(|never| match never {})
             .boxed_unsync();
         let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-        response.headers_mut().insert(header::CONTENT_TYPE, plain);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, plain);
+        headers.remove(header::RETRY_AFTER);
         response
     }
 
@@ -373,6 +376,8 @@ mod tests {
                 status["details"]["retryAfterSeconds"].as_u64(),
                 retry_after.map(u64::from)
             );
+            let text = refused.clone().into_text_response("r1");
+            assert!(!text.headers().contains_key(header::RETRY_AFTER));
             let response = refused.into_response("r1");
             assert_eq!(response.status(), 429);
             let told = response.headers().get(header::RETRY_AFTER);

@@ -36,12 +36,12 @@ use crate::{
     tls::Certificate,
 };
 
+mod connections;
 mod opening;
 
+use connections::Connections;
 use opening::Opening;
 
-/// Connections at a time; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 50_000;
 /// How long a TLS handshake may take.
 const TLS_LIMIT: Duration = Duration::from_secs(10);
 /// How long a new connection may say nothing.
@@ -65,7 +65,8 @@ const PENDING_RESETS: usize = 100_000;
 /// Accepts connections until the gateway drains.
 pub async fn run(gateway: Arc<Gateway>, listener: TcpListener, certificate: Option<Certificate>) {
     let tls = certificate.map(|certificate| TlsAcceptor::from(certificate.server_config()));
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let from = Connections::new(gateway.config.limits.connections_per_address);
+    let room = Arc::new(Semaphore::new(connections::most()));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
             return;
@@ -83,12 +84,18 @@ pub async fn run(gateway: Arc<Gateway>, listener: TcpListener, certificate: Opti
                 continue;
             }
         };
+        let trusted = |net: &ipnet::IpNet| net.contains(&peer.ip());
+        let place = from.take(peer.ip());
+        if place.is_none() && !gateway.config.trusted_proxies.iter().any(trusted) {
+            tracing::debug!(%peer, "hung up: the address has as many connections as it may");
+            continue;
+        }
         let (serving, tls) = (Arc::clone(&gateway), tls.clone());
         gateway.connections.spawn(async move {
             if let Err(error) = connection(serving, stream, peer, tls).await {
                 tracing::debug!(%peer, %error, "connection ended");
             }
-            drop(permit);
+            drop((permit, place));
         });
     }
 }
