@@ -28,6 +28,8 @@ pub mod cluster;
 pub mod config;
 pub mod dial;
 pub mod enrol;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guard;
 pub mod health;
 pub mod open;

@@ -3,7 +3,7 @@
 //! Each service of `towline/v1/*.proto` is a file below; `caller` decides who may, `json` lets HTTP/1.1
 //! clients and those without gRPC in.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
@@ -29,7 +29,7 @@ mod caller;
 mod enrolment;
 mod iam;
 mod identity;
-mod json;
+pub(crate) mod json;
 mod memberships;
 mod projects;
 mod quotas;
@@ -51,8 +51,17 @@ pub struct Api {
     gateway: Arc<Gateway>,
 }
 
+/// Whose address a call is from.
+#[derive(Debug, Clone, Copy)]
+struct From(IpAddr);
+
 /// Answers a request to `/towline.v1.SERVICE/METHOD`.
-pub async fn serve(gateway: &Arc<Gateway>, request: Request<Incoming>) -> Response<Body> {
+pub async fn serve(
+    gateway: &Arc<Gateway>,
+    client: IpAddr,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
+    request.extensions_mut().insert(From(client));
     let api = Api {
         gateway: Arc::clone(gateway),
     };

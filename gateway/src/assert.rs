@@ -149,6 +149,11 @@ impl Outbound {
     }
 }
 
+/// Whom headers ask to be instead, taken out of them.
+pub(crate) fn nested(headers: &mut HeaderMap) -> Result<Option<Nested>, Refused> {
+    nested::take(headers)
+}
+
 /// Servers behind the API server (aggregated ones, proxied pods) may do what such a header says, and IAM has permitted
 /// what the method says.
 fn refuse_other_methods(headers: &HeaderMap) -> Result<(), Refused> {

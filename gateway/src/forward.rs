@@ -35,7 +35,7 @@ use crate::{
 };
 use websocket::Framed;
 
-mod websocket;
+pub(crate) mod websocket;
 
 /// What a browser would take as said by the gateway for all that stands under its name: a cluster, or a pod behind
 /// its API server's proxy, speaks for itself alone. A cookie would come back to the gateway's own pages, and never to

@@ -35,6 +35,8 @@ pub mod clock;
 pub mod config;
 pub mod error;
 pub mod forward;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod iam;
 pub mod init;
 pub mod keys;

@@ -14,7 +14,7 @@
 //! | `token`, `revoke` | codes, refresh tokens and other issuers' tokens for access tokens, and their end |
 
 mod attempts;
-mod authorize;
+pub(crate) mod authorize;
 mod exchange;
 mod form;
 mod mint;
@@ -53,6 +53,7 @@ const CLOCK_SECONDS: u64 = 60;
 #[derive(Debug, Default)]
 pub struct State {
     attempts: Attempts,
+    redemptions: Attempts,
     passwords: Passwords,
 }
 
@@ -60,6 +61,21 @@ impl State {
     /// Nothing remembered.
     pub fn new(_: &Config) -> Self {
         Self::default()
+    }
+
+    /// Whether an address may try a registration token: not while too many of its were wrong.
+    ///
+    /// # Errors
+    /// What it is told.
+    pub(crate) fn may_redeem(&self, client: IpAddr) -> Result<(), String> {
+        self.redemptions
+            .may_exchange(client)
+            .map_err(|refused| refused.description)
+    }
+
+    /// Counts a registration token that was wrong.
+    pub(crate) fn failed_redemption(&self, client: IpAddr) {
+        self.redemptions.failed_exchange(client);
     }
 }
 

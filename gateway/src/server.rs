@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -184,7 +184,7 @@ async fn route(
     peer: IpAddr,
     request: Request<Incoming>,
 ) -> Response<request::Body> {
-    let client = client(gateway, peer, &request);
+    let client = client(peer, request.headers(), &gateway.config.trusted_proxies);
     let path = request.uri().path();
     let response = if let Err(refused) = framing(&request) {
         let mut response = refused.into_response("-");
@@ -207,7 +207,7 @@ async fn route(
         }
     } else if path.starts_with("/towline.v1.") {
         audit::recorded(gateway, client, request, async |request, record: Record| {
-            audit::within(record, api::serve(gateway, request)).await
+            audit::within(record, api::serve(gateway, client, request)).await
         })
         .await
     } else {
@@ -230,20 +230,15 @@ fn framing(request: &Request<Incoming>) -> Result<(), Refused> {
     }
 }
 
-/// The caller's address: the nearest one that no trusted proxy vouches away.
-fn client(gateway: &Gateway, peer: IpAddr, request: &Request<Incoming>) -> IpAddr {
-    let trusted = |address: IpAddr| {
-        gateway
-            .config
-            .trusted_proxies
-            .iter()
-            .any(|net| net.contains(&address))
-    };
+/// The caller's address: the nearest one that no trusted proxy vouches away. An IPv4 address that a listener for both
+/// gives as IPv6 is an IPv4 address: all of them are in one network, and would share one limit.
+pub(crate) fn client(peer: IpAddr, headers: &HeaderMap, proxies: &[ipnet::IpNet]) -> IpAddr {
+    let trusted = |address: IpAddr| proxies.iter().any(|net| net.contains(&address));
+    let peer = peer.to_canonical();
     if !trusted(peer) {
         return peer;
     }
-    let forwarded: Vec<&str> = request
-        .headers()
+    let forwarded: Vec<&str> = headers
         .get_all("x-forwarded-for")
         .iter()
         .filter_map(|value| value.to_str().ok())
@@ -252,8 +247,8 @@ fn client(gateway: &Gateway, peer: IpAddr, request: &Request<Incoming>) -> IpAdd
         .collect();
     let mut nearest = peer;
     for address in forwarded.into_iter().rev() {
-        match address.parse() {
-            Ok(address) => nearest = address,
+        match address.parse::<IpAddr>() {
+            Ok(address) => nearest = address.to_canonical(),
             Err(_) => return nearest,
         }
         if !trusted(nearest) {

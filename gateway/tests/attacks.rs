@@ -26,6 +26,7 @@ mod attacks {
     mod floods;
     mod headers;
     mod login;
+    mod management;
     mod paths;
     mod smuggling;
     mod tokens;

@@ -16,6 +16,11 @@ impl Enrolment for Api {
         &self,
         request: Request<RedeemRequest>,
     ) -> Result<Response<RedeemResponse>, Status> {
+        let client = request.extensions().get::<super::From>().copied();
+        if let Some(super::From(client)) = client {
+            let may = self.gateway.login.may_redeem(client);
+            may.map_err(Status::resource_exhausted)?;
+        }
         let message = request.into_inner();
         let membership = Membership {
             project: name("project", &message.project)?,
@@ -30,6 +35,9 @@ impl Enrolment for Api {
             .store
             .redeem(&membership, &message.token, key, now)
             .await;
+        if let (Err(RedeemError::NoToken), Some(super::From(client))) = (&redeemed, client) {
+            self.gateway.login.failed_redemption(client);
+        }
         let fresh = redeemed.map_err(|error| match error {
             RedeemError::NoToken => Status::permission_denied(error.to_string()),
             RedeemError::Exists => Status::already_exists(error.to_string()),

@@ -102,6 +102,12 @@ fn parse(descriptor: MessageDescriptor, json: &[u8]) -> Result<DynamicMessage, S
     })
 }
 
+/// A request message read and written again.
+pub(crate) fn again(path: &str, json: &[u8]) -> Option<String> {
+    let message = parse(method(path).ok()?.input(), json).ok()?;
+    serde_json::to_string(&message).ok()
+}
+
 /// gRPC's length-prefixed message, not compressed.
 fn frame(message: &DynamicMessage) -> Bytes {
     let payload = message.encode_to_vec();

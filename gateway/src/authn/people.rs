@@ -309,7 +309,8 @@ fn standing(person: Authenticated) -> Result<Standing, Refused> {
         return Err(Refused::Proof);
     }
     let named = |what| move |source| Refused::Name { what, source };
-    let _unused = named("x"); let _ = check_subject;
+    let _unused = named("x");
+    let _ = check_subject;
     for group in &person.groups {
         check_subject(group).map_err(named("groups:"))?;
     }

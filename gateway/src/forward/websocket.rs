@@ -147,6 +147,17 @@ fn payload_length(header: &[u8]) -> Option<u64> {
     (header.len() >= 2 + extended + mask).then_some(length)
 }
 
+/// Whether a Close frame could stand after each of these pieces of a stream.
+pub(crate) fn boundaries<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<bool> {
+    let mut frames = Frames::default();
+    pieces
+        .map(|piece| {
+            frames.pass(piece);
+            frames.at_boundary()
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -86,7 +86,7 @@ impl<C: Clock + Clone> Attempts<C> {
         match barred.get(&network(client)) {
             Some(until) if false && *until > now => Err(slow_down(
                 until.duration_since(now).into(),
-                "too many exchanges of tokens failed",
+                "too many tokens were refused",
             )),
             _ => Ok(()),
         }

@@ -102,6 +102,23 @@ impl Asked {
     }
 }
 
+/// What a sign-in with this query would lead to: the redirect as it was asked for, the one that a code would be sent
+/// with, and the page that is shown.
+pub(crate) fn rehearse(query: &str) -> Option<(String, String, Response<Body>)> {
+    let uri = Uri::builder()
+        .path_and_query(format!("/oauth2/authorize?{query}"))
+        .build()
+        .ok()?;
+    let asked = Asked::parse(&Form::query(&uri).ok()?).ok()?;
+    let location = asked
+        .redirect("CODE")
+        .headers()
+        .get(header::LOCATION)?
+        .clone();
+    let location = location.to_str().ok()?.to_owned();
+    Some((asked.redirect_uri, location, show(&uri)))
+}
+
 /// RFC 8252: any port of a loopback address, by number; `localhost` may resolve to another machine.
 fn loopback(text: &str) -> Option<Url> {
     let url = Url::parse(text).ok()?;

@@ -6,19 +6,21 @@ use super::{
     raw2::{Connection, Outcome},
 };
 
-/// Whatever this spells, some server reads it as `Impersonate-…`.
+/// Whatever this spells, some server reads it as `Impersonate-…`; none is exactly what kubectl sends.
 const SPELLINGS: &[(&str, &str)] = &[
-    ("Impersonate-User", "root"),
-    ("impersonate-user", "root"),
-    ("IMPERSONATE-USER", "root"),
     ("Impersonate_User", "root"),
+    ("Impersonate_Group", "system:masters"),
+    ("Impersonate", "root"),
+    ("Impersonate-", "root"),
+    ("Impersonate-Users", "root"),
+    ("Impersonate-User-", "root"),
+    ("Impersonate-User", ""),
+    // Without a user some servers impersonate the group alone.
     ("Impersonate-Group", "system:masters"),
     ("Impersonate-Uid", "0"),
     ("Impersonate-Extra-Scopes", "x"),
     ("Impersonate-Extra-%53copes", "x"),
     ("Impersonate-Extra-", "x"),
-    ("Impersonate-", "x"),
-    ("Impersonate-User", ""),
     // Listed as hop-by-hop, so that one hop drops what another had checked.
     ("Connection", "Impersonate-User"),
     ("Connection", "close, impersonate_group"),
@@ -55,10 +57,13 @@ async fn impersonation_is_refused_in_any_spelling_over_http_1() {
         )
     };
     for (name, value) in SPELLINGS {
-        // Alone, and hidden behind one that could be taken for all of them.
+        // Alone, and twice, so that one server reads the first and another the last.
         for line in [
             format!("{name}: {value}\r\n"),
             format!("Accept: a\r\n{name}: {value}\r\n{name}: alice\r\n"),
+            "Impersonate-User: alice\r\nImpersonate-User: root\r\n".to_owned(),
+            "Impersonate-User: alice\r\nImpersonate_User: root\r\n".to_owned(),
+            "Impersonate-User: alice\r\nimpersonate-uid: 1\r\nImpersonate-Uid: 0\r\n".to_owned(),
         ] {
             let answers = exchange(gateway, request(&line).as_bytes()).await;
             assert_eq!(answers.len(), 1, "{line:?}: {answers:?}");
@@ -70,7 +75,7 @@ async fn impersonation_is_refused_in_any_spelling_over_http_1() {
     // A bare LF ends a line (RFC 9112 §2.2), so this is the header itself.
     let answers = exchange(
         gateway,
-        request("X-A: b\nImpersonate-User: root\r\n").as_bytes(),
+        request("X-A: b\nImpersonate_User: root\r\n").as_bytes(),
     )
     .await;
     assert_eq!(answers[0].status, 400, "{answers:?}");
@@ -233,6 +238,7 @@ async fn what_is_between_gateway_agent_and_api_server_no_caller_can_say() {
         ("towline-method", "DELETE"),
         ("towline-upgrade", "SPDY/3.1"),
         ("towline-abort", "x"),
+        ("towline-nested", "eyJ1c2VyIjoicm9vdCJ9"),
         // What a front proxy vouches for (kube-apiserver's own --requestheader-* included), in either spelling.
         ("x-remote-user", "root"),
         ("x_remote_group", "system:masters"),

@@ -11,6 +11,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::Instant};
 use towline_gateway::clock::Clock;
+use towline_proto::jws::KeyPair;
 use url::{Url, form_urlencoded};
 
 use super::ground::Ground;
@@ -623,4 +624,45 @@ async fn it_takes_as_long_to_refuse_somebody_who_does_not_exist() {
     // Without a hash it takes a tenth; more than that tells a loaded machine from a quiet one.
     let [known, without, unknown] = shortest;
     assert!(without * 4 > known && unknown * 4 > known, "{shortest:?}");
+}
+
+#[tokio::test]
+async fn a_registration_token_cannot_be_tried_out() {
+    let issuer = Issuer::new().await;
+    let key = KeyPair::generate().unwrap().public();
+    let message = |token: &str| {
+        let key = base64::engine::general_purpose::STANDARD.encode(key.as_bytes());
+        serde_json::json!({
+            "project": "p", "location": "global", "membership": "m", "token": token, "publicKey": key,
+        })
+        .to_string()
+    };
+    let gateway = issuer.0.world.running.public_address();
+    let redeem = |token: String| {
+        let body = message(&token);
+        async move {
+            let head = format!(
+                "POST /towline.v1.Enrolment/Redeem HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            super::raw::exchange(gateway, head.as_bytes())
+                .await
+                .remove(0)
+        }
+    };
+    let began = Instant::now();
+    let mut tried = 0;
+    for number in 0..150 {
+        let status = redeem(format!("guess-{number}")).await.status;
+        assert!(matches!(status, 403 | 429), "{status}");
+        tried += u64::from(status == 403);
+    }
+    // 100 at once, then one a second.
+    assert!(
+        tried <= 102 + began.elapsed().as_secs(),
+        "{tried} of 150 were looked at"
+    );
+    assert!(tried >= 100, "{tried}");
+    // The agent that is enrolled still is.
+    assert_eq!(issuer.0.world.sessions(), 1);
 }
