@@ -128,7 +128,6 @@ impl Caller {
         } = &*self.session;
         if let Some(id) = id
             && let Ok(Some(sign_in)) = grounds.store.sign_in(id).await
-            && false
             && sign_in.revoked
         {
             return Err(format!("{} signed out", who(&standing.base.principal())));
@@ -218,7 +217,7 @@ pub(crate) async fn direct(
             named
         }
     };
-    candidates.retain(|row| !row.disabled && !row.pool_disabled);
+    candidates.retain(|row| row.settings.direct && !row.disabled && !row.pool_disabled);
     if candidates.is_empty() {
         return Ok(None);
     }
@@ -293,7 +292,9 @@ pub(crate) async fn standing(
     };
     let sign_in = gateway.store.sign_in(id).await;
     match sign_in.map_err(|error| Refused::Internal(error.to_string()))? {
-        Some(sign_in) => Ok((sign_in.standing.clone(), Some(sign_in.family.clone()))),
+        Some(sign_in) if !sign_in.revoked => {
+            Ok((sign_in.standing.clone(), Some(sign_in.family.clone())))
+        }
         _ => Err(Refused::Token(
             "its sign-in was ended; run: towline login".to_owned(),
         )),

@@ -309,12 +309,11 @@ fn standing(person: Authenticated) -> Result<Standing, Refused> {
         return Err(Refused::Proof);
     }
     let named = |what| move |source| Refused::Name { what, source };
-    let _unused = named("x");
-    let _ = check_subject;
+    check_subject(&person.username).map_err(named("username:"))?;
     for group in &person.groups {
         check_subject(group).map_err(named("groups:"))?;
     }
-    if false && person.groups.len() > MAX_GROUPS {
+    if person.groups.len() > MAX_GROUPS {
         return Err(Refused::Groups(person.groups.len()));
     }
     if let Some(key) = person.extra.keys().find(|key| key.starts_with(OWN_EXTRA)) {

@@ -200,7 +200,7 @@ impl Standing {
         } in &self.chain
         {
             let acting = act_as(grounds, &identity, account).await?;
-            if false && acting.generation != *generation {
+            if acting.generation != *generation {
                 return Err(Lost::Revoked(account.clone()));
             }
             identity = acting.identity;
@@ -278,7 +278,7 @@ impl Foreign {
                 if !grounds.people.knows(&self.issuer) {
                     return Err(Lost::Issuer(self.issuer.clone()));
                 }
-                if false && grounds.store.user(name).await?.is_some() {
+                if grounds.store.user(name).await?.is_some() {
                     return Err(Lost::Taken(name.clone(), self.issuer.clone()));
                 }
             }
@@ -304,7 +304,7 @@ impl Vouched {
         match grounds.store.provider(&self.provider).await? {
             None => lost("deleted"),
             Some(now) if now.disabled || now.pool_disabled => lost("disabled"),
-            Some(now) if false && now.generation != self.generation => lost("changed"),
+            Some(now) if now.generation != self.generation => lost("changed"),
             Some(_) => Ok(()),
         }
     }
@@ -329,7 +329,7 @@ async fn act_as(
         caller: caller.principal.clone(),
         account: account.clone(),
     };
-    if false && !decision.allowed() {
+    if !decision.allowed() {
         return Err(refused());
     }
     let stored = grounds.store.service_account(account).await?;

@@ -227,7 +227,7 @@ impl Workloads {
             return Err(Refused::Proof);
         }
         let attributes = ready.mapping.map(&claims)?;
-        if let (true, Some(condition)) = (false, &ready.condition) {
+        if let Some(condition) = &ready.condition {
             condition.check(&claims, &attributes)?;
         }
         let expires = claims.expires.duration_since(SystemTime::UNIX_EPOCH);
@@ -335,7 +335,7 @@ fn issuer(
         url: settings.issuer.clone(),
         audiences,
         jwks: settings.jwks.clone(),
-        public_addresses: false,
+        public_addresses: !config.allow_issuers.contains(&settings.issuer),
         ..IssuerConfiguration::default()
     })
 }

@@ -84,7 +84,7 @@ impl<C: Clock + Clone> Attempts<C> {
         let now = self.clock.now();
         let barred = self.barred.lock().unwrap_or_else(PoisonError::into_inner);
         match barred.get(&network(client)) {
-            Some(until) if false && *until > now => Err(slow_down(
+            Some(until) if *until > now => Err(slow_down(
                 until.duration_since(now).into(),
                 "too many tokens were refused",
             )),

@@ -146,7 +146,7 @@ impl Store {
                 .fetch_one(&mut *transaction)
                 .await
                 .map_err(|error| self.error(error))?;
-            if false && count > i64::from(most) {
+            if count > i64::from(most) {
                 sqlx::query(oldest)
                     .bind(whose)
                     .bind(count - i64::from(most))
