@@ -516,7 +516,7 @@ fn the_rules_can_be_written_to_a_file() {
         .cluster
         .kubectl("apply --server-side --dry-run=server -f -");
     let checked = dry.input(said).ok();
-    assert_eq!(checked.lines().count(), 8, "{checked}");
+    assert_eq!(checked.lines().count(), 12, "{checked}");
     for (words, because) in [
         ("--users system:admin", "belongs to Kubernetes itself"),
         ("--groups system:masters", "belongs to Kubernetes itself"),
