@@ -157,7 +157,7 @@ impl Gateway {
             live: Live::new(clock.clone()),
             slow: SlowReaders::new(config.limits.slow_readers_bytes),
             login: login::State::new(&config),
-            workloads: Workloads::new(),
+            workloads: Workloads::default(),
             config,
             clock,
             certificate_authority,

@@ -1,5 +1,11 @@
 //! Tokens for tokens, over real HTTP: service accounts, chains of them, and what ends them.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by panicking"
+)]
+
 #[cfg(test)]
 mod api {
     pub(crate) mod office;

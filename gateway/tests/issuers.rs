@@ -1,5 +1,11 @@
 //! Other issuers' tokens, over real HTTP: people by `authentication_config`, workloads by their project's providers.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by panicking"
+)]
+
 #[cfg(test)]
 mod api {
     pub(crate) mod issuer;
@@ -277,7 +283,8 @@ async fn unknown_keys_cause_no_storm() {
         let (_, reason) = refused(&office, &id_token(&person(&issuer, json!({})))).await;
         assert!(reason.contains("has no key"), "{reason}");
     }
-    assert!(issuer.asked() <= before + 2, "{}", issuer.asked());
+    // Three fetches of two documents in thirty seconds, the first of all among them.
+    assert!(issuer.asked() <= before + 4, "{}", issuer.asked());
 }
 
 /// A provider `github` in pool `ci` of project `p`, and its issuer that nobody can ask.

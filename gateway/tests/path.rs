@@ -2,6 +2,8 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
     clippy::type_complexity,
     reason = "a test says what went wrong by panicking; a double is what it answers"
 )]

@@ -4,6 +4,9 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
     clippy::type_complexity,
     dead_code,
     reason = "a test says what went wrong by panicking; the world has more than is needed here"

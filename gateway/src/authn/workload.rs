@@ -185,7 +185,7 @@ pub(crate) fn audiences(config: &Config, token: &str) -> Vec<Provider> {
 }
 
 /// Providers that were made ready, by name and generation.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Workloads {
     ready: Mutex<HashMap<Provider, (String, Arc<Ready>)>>,
 }
@@ -199,13 +199,6 @@ struct Ready {
 }
 
 impl Workloads {
-    /// None yet.
-    pub fn new() -> Self {
-        Self {
-            ready: Mutex::default(),
-        }
-    }
-
     /// Whom a token names, by one provider's word, and until when it is good (Unix seconds).
     ///
     /// # Errors

@@ -134,7 +134,7 @@ impl Issuer {
         &self.url
     }
 
-    /// Fetches the keys unless that was done in the last ten seconds, and waits for them.
+    /// Fetches the keys, and waits for them; not more often than thrice in thirty seconds.
     ///
     /// # Errors
     /// [`Refused::KeysUnavailable`] when there are no keys, old ones included.

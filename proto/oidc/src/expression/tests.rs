@@ -348,7 +348,7 @@ fn a_prefix_is_seen_when_it_is_plain() {
             prefix
         };
         assert_eq!(
-            compile(source).unwrap().literal_prefix().as_deref(),
+            compile(source).unwrap().literal_prefix(),
             wanted,
             "{source}"
         );

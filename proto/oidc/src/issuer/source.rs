@@ -3,12 +3,13 @@
 //!
 //! Threat: a stranger can send tokens with ever new key ids; the issuer can hang, send a document
 //! without end, or send us elsewhere.
-//! Decision: one fetch at a time, at most one in ten seconds, in a task that belongs to this
+//! Decision: one fetch at a time, at most three in thirty seconds, in a task that belongs to this
 //! source: a caller who goes away cannot stop it, and all callers wait for the same one, for a
 //! bounded time. Bodies have 1 MiB, a fetch ten seconds; redirects stay on the host and on TLS.
-//! Consequence: a new key is known at the latest ten seconds after the last fetch. When the issuer
-//! is down the keys that are known go on.
+//! Consequence: a new key is known when it is first seen, unless strangers spend the three fetches:
+//! then within thirty seconds. When the issuer is down the keys that are known go on.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -31,8 +32,11 @@ const FETCH: Duration = Duration::from_secs(10);
 /// How long a caller waits for the fetch that is under way.
 const WAIT: Duration = Duration::from_secs(11);
 
-/// The least time between the beginnings of two fetches.
-const BETWEEN: Duration = Duration::from_secs(10);
+/// So many fetches may begin within [`PERIOD`]: the first of all, and a rotation right after it.
+const FETCHES: usize = 3;
+
+/// See [`FETCHES`].
+const PERIOD: Duration = Duration::from_secs(30);
 
 /// How long keys are fresh: `max-age` within these bounds, the lower when the issuer says nothing.
 const FRESH: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(3600));
@@ -69,11 +73,11 @@ struct Known {
     finished: u64,
 }
 
-/// The fetch that is under way.
+/// The fetch that is under way, and when the last ones began, the oldest first.
 #[derive(Default)]
 struct Fetches {
     task: JoinSet<()>,
-    begun: Option<SystemTime>,
+    begun: VecDeque<SystemTime>,
 }
 
 /// The parts of OpenID Connect Discovery 1.0 §3 that matter here.
@@ -131,7 +135,7 @@ impl Source {
     }
 
     /// Fetches the keys, or waits for the fetch that is under way; says whether one has finished
-    /// meanwhile. Within ten seconds of the last one nothing happens.
+    /// meanwhile. Nothing happens after [`FETCHES`] within [`PERIOD`].
     pub(super) async fn ask_again(&self, now: SystemTime) -> bool {
         let mut known = self.known.subscribe();
         let before = known.borrow().finished;
@@ -151,14 +155,14 @@ impl Source {
             return true;
         }
         // A clock that was set back is no reason never to ask again.
-        let recently = fetches.begun.is_some_and(|begun| {
-            now.duration_since(begun)
-                .is_ok_and(|elapsed| elapsed < BETWEEN)
+        fetches.begun.retain(|begun| {
+            now.duration_since(*begun)
+                .is_ok_and(|elapsed| elapsed < PERIOD)
         });
-        if recently {
+        if fetches.begun.len() >= FETCHES {
             return false;
         }
-        fetches.begun = Some(now);
+        fetches.begun.push_back(now);
         let (endpoint, known) = (self.endpoint.clone(), self.known.clone());
         fetches.task.spawn(async move {
             let fetched = timeout(FETCH, endpoint.fetch())

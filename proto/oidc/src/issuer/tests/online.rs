@@ -36,22 +36,29 @@ async fn a_rotated_key_is_fetched_when_it_is_first_seen() {
     let rotated = Signer::es256();
     server.set("/keys", Page::Json(rotated.jwks("two")));
     let new = token(&rotated, "two", &server);
-    // Within ten seconds of the last fetch the new key is unknown, and nobody asks for it.
-    let refused = issuer.verify(&new, at(9)).await.unwrap_err();
-    assert!(matches!(refused, Refused::UnknownKey { .. }), "{refused}");
-    assert_eq!(server.requests(), 2);
-    issuer.verify(&new, at(10)).await.unwrap();
+    // Also right after the last fetch.
+    issuer.verify(&new, at(0)).await.unwrap();
     assert_eq!(server.requests(), 4);
-    // The old key is gone with the new document.
+    // The old key is gone with the new document; asking for it uses up the third fetch.
     let old = token(&signer, "one", &server);
-    let refused = issuer.verify(&old, at(11)).await.unwrap_err();
+    for seconds in [1, 2] {
+        let refused = issuer.verify(&old, at(seconds)).await.unwrap_err();
+        assert!(matches!(refused, Refused::UnknownKey { .. }), "{refused}");
+        assert_eq!(server.requests(), 6);
+    }
+    // A rotation meanwhile is noticed when the first of the three is thirty seconds ago.
+    let third = Signer::es256();
+    server.set("/keys", Page::Json(third.jwks("three")));
+    let newest = token(&third, "three", &server);
+    let refused = issuer.verify(&newest, at(29)).await.unwrap_err();
     assert!(matches!(refused, Refused::UnknownKey { .. }), "{refused}");
-    assert_eq!(server.requests(), 4);
+    issuer.verify(&newest, at(30)).await.unwrap();
+    assert_eq!(server.requests(), 8);
 }
 
-/// A thousand tokens with ever new key ids make one fetch in ten seconds.
+/// A thousand tokens with ever new key ids make three fetches in thirty seconds.
 #[tokio::test]
-async fn a_storm_of_key_ids_is_one_fetch() {
+async fn a_storm_of_key_ids_is_three_fetches() {
     let (signer, server, issuer) = started().await;
     issuer
         .verify(&token(&signer, "one", &server), at(0))
@@ -59,7 +66,8 @@ async fn a_storm_of_key_ids_is_one_fetch() {
         .unwrap();
     let issuer = Arc::new(issuer);
     let stranger = Signer::es256();
-    for (seconds, requests) in [(10, 4), (15, 4), (20, 6)] {
+    // Three in every thirty seconds, the first of all among them; each is two requests.
+    for (seconds, most) in [(10, 6), (15, 6), (29, 6), (45, 12)] {
         let mut storm = tokio::task::JoinSet::new();
         for n in 0..300 {
             let token = token(&stranger, &format!("{seconds}-{n}"), &server);
@@ -70,7 +78,7 @@ async fn a_storm_of_key_ids_is_one_fetch() {
             let refused = outcome.unwrap_err();
             assert!(matches!(refused, Refused::UnknownKey { .. }), "{refused}");
         }
-        assert_eq!(server.requests(), requests, "after {seconds} s");
+        assert!(server.requests() <= most, "after {seconds} s");
     }
 }
 
