@@ -3,6 +3,12 @@
 //!
 //! The files are in `tests/authentication`, with `${ISSUER}`, `${ISSUER2}` and `${CA}` in place of this run's.
 
+#![allow(
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by panicking"
+)]
+
 use std::{collections::BTreeMap, fs, time::SystemTime};
 
 use serde_json::{Value, json};

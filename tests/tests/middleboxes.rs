@@ -148,8 +148,8 @@ fn the_core_set(user: &User, name: &str) {
             == blob
     );
     // Refusals keep their words.
-    let said = user.kubectl("get pods --as root").fails();
-    assert!(said.contains("impersonate"), "{said}");
+    let said = user.kubectl("get pods --as nobody").fails();
+    assert!(said.contains("User \"nobody\" cannot list"), "{said}");
     let said = user.kubectl("get pod not-there").fails();
     assert!(said.contains("pods \"not-there\" not found"), "{said}");
 }

@@ -126,15 +126,14 @@ fn a_refusal_of_requests_is_printed_and_not_retried_in_silence() {
             let since = Stopwatch::new();
             let said = user.kubectl(words).fails();
             let took = since.elapsed();
-            println!("{limit}: {words}: {took:?}: {said}");
             // Of a 429 to that question client-go has words of its own, whatever the answer says.
             let expected = if words.contains("--cache-dir") {
                 "(TooManyRequests)"
             } else {
                 r#"resource_exhausted: quota "requests_per_minute" exhausted (user:many may make"#
             };
-            assert!(said.contains(expected), "{words}: {said}");
-            assert!(took < TOLD, "{words}: {took:?}");
+            assert!(said.contains(expected), "{limit}: {words}: {said}");
+            assert!(took < TOLD, "{limit}: {words}: {took:?}");
         }
         drop(busy);
     }

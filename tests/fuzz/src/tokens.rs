@@ -124,7 +124,7 @@ pub(crate) fn expression(data: &[u8]) {
         );
         if let (Ok(strings), Some(prefix)) = (first, compiled.literal_prefix()) {
             assert!(
-                strings.iter().all(|text| text.starts_with(&prefix)),
+                strings.iter().all(|text| text.starts_with(prefix)),
                 "{source:?}: {strings:?}"
             );
         }
