@@ -16,7 +16,8 @@ own end-to-end tests through the gateway, and the quick start.
 
   --fast      leave out what needs a cluster (no root, no Go)
   --full      add what takes longer: the tests that kill each part 20 times, the
-              end-to-end tests straight to the API server too, the benchmarks
+              end-to-end tests straight to the API server too, the benchmarks,
+              ten minutes of fuzzing (needs a nightly Rust toolchain)
   -h, --help  this text
 
 The last line is 'N passed, M failed'; the exit status is 0 if M is 0 and every
@@ -200,6 +201,7 @@ if step 'quick start' 15 "${quickstart[@]}" up; then
 			"$CLUSTER" e2e run admin --report "$logs/e2e-direct" || true
 		step 'benchmarks' 30 tests/bench/run.sh --output "$logs/bench" || true
 		cat "$logs/bench/report.txt" || true
+		step 'fuzzing' 30 tests/fuzz/run.sh || true
 	fi
 	if step 'quick start, taken down' 3 "${quickstart[@]}" down; then passed=$((passed + 1)); fi
 fi
