@@ -38,7 +38,10 @@ use crate::{
     config::{Config, Enrolment, KeyPlace},
     dial::{Dialer, DialerError},
     enrol::{self, KeyError, RedeemError},
-    guard::{AllowedSystem, Guard},
+    guard::{
+        AllowedSystem, Guard,
+        end_to_end::{EndToEnd, InvalidFile},
+    },
     health,
     open::{OpenError, Opener},
     role::Role,
@@ -70,6 +73,9 @@ pub enum StartError {
     /// See there.
     #[error(transparent)]
     Redeem(#[from] RedeemError),
+    /// See there.
+    #[error(transparent)]
+    EndToEnd(#[from] InvalidFile),
     /// The address for health is taken.
     #[error("cannot listen on {0} (--health-listen)")]
     Health(SocketAddr, #[source] std::io::Error),
@@ -84,6 +90,7 @@ pub struct App {
     reviews: Arc<Reviews>,
     upstream: Arc<Upstream>,
     allowed: Arc<AllowedSystem>,
+    end_to_end: Option<Arc<EndToEnd>>,
     drain_limit: Duration,
     key_is_new: bool,
     health: Option<TcpListener>,
@@ -181,6 +188,11 @@ impl App {
             context,
             proxies,
         } = config.enrolment;
+        let end_to_end = config.end_to_end.map(|settings| {
+            let membership = registration.membership.clone();
+            EndToEnd::load(settings, membership, &registration.gateway)
+        });
+        let end_to_end = end_to_end.transpose()?.map(Arc::new);
         let dialer = Dialer::new(
             gateway,
             registration.certificate_authority.as_deref(),
@@ -221,6 +233,7 @@ impl App {
             reviews: Arc::default(),
             upstream,
             allowed: Arc::new(config.allowed),
+            end_to_end,
             drain_limit: config.drain_limit,
             key_is_new,
             health,
@@ -253,6 +266,9 @@ impl App {
         self.role.look().await;
         let role = Arc::clone(&self.role);
         beside.spawn(async move { role.follow().await });
+        if let Some(end_to_end) = self.end_to_end.clone() {
+            beside.spawn(async move { end_to_end.follow().await });
+        }
         let draining = self.state.draining.clone();
         let signal = shutdown.clone();
         beside.spawn(async move {
@@ -337,6 +353,7 @@ impl App {
                 opened,
                 self.registration.membership.clone(),
                 Arc::clone(&self.allowed),
+                self.end_to_end.clone(),
             ),
             upstream: Arc::clone(&self.upstream),
             role: Arc::clone(&self.role),

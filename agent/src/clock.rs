@@ -7,11 +7,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-/// Here, in Unix seconds.
+/// Here.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
-pub fn unix_now() -> u64 {
+pub fn system_now() -> SystemTime {
     SystemTime::now()
-        .duration_since(UNIX_EPOCH)
+}
+
+/// Here, in Unix seconds.
+pub fn unix_now() -> u64 {
+    unix(system_now())
+}
+
+/// A time in Unix seconds.
+pub fn unix(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
 }
 

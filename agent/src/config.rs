@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::{
     dial::proxy::{self, Proxies, Proxy},
-    guard::AllowedSystem,
+    guard::{AllowedSystem, end_to_end},
 };
 
 /// Which gateway, and with which key.
@@ -68,6 +68,15 @@ pub struct RunFlags {
     /// Let the gateway use this user or group although its name begins with `system:`
     #[arg(long, value_name = "NAME", env = "TOWLINE_ALLOW_SYSTEM", num_args = 1.., value_delimiter = ',')]
     pub allow_system: Vec<String>,
+
+    /// Have callers prove who they are to this agent, so that no gateway can invent them; the file is a Kubernetes
+    /// AuthenticationConfiguration with the identity providers to believe
+    #[arg(long, value_name = "FILE", env = "TOWLINE_END_TO_END")]
+    pub end_to_end: Option<PathBuf>,
+
+    /// How long ago callers may have signed in at their identity provider (30m, 12h)
+    #[arg(long, value_name = "TIME", env = "TOWLINE_END_TO_END_MAX_AGE", default_value = "12h", value_parser = duration)]
+    pub end_to_end_max_age: Duration,
 
     /// How long running streams may go on once the agent is told to end (30s, 5m)
     #[arg(long, value_name = "TIME", env = "TOWLINE_DRAIN_LIMIT", default_value = "30s", value_parser = duration)]
@@ -182,6 +191,8 @@ pub struct Config {
     pub health: Option<SocketAddr>,
     /// Exceptions from `system:`.
     pub allowed: AllowedSystem,
+    /// Whether and by whom callers prove who they are.
+    pub end_to_end: Option<end_to_end::Settings>,
     /// How long a drain may take.
     pub drain_limit: Duration,
 }
@@ -206,6 +217,10 @@ impl Config {
             enrolment: Enrolment::from_text(flags.enrol, registration)?,
             health: flags.health_listen,
             allowed: AllowedSystem(flags.allow_system),
+            end_to_end: flags.end_to_end.map(|file| end_to_end::Settings {
+                file,
+                max_age: flags.end_to_end_max_age,
+            }),
             drain_limit: flags.drain_limit,
         })
     }

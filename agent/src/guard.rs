@@ -5,8 +5,8 @@
 //! Decision: [`Impersonation`] is made by [`Guard::admit`] alone, after MAC, replay window, grant and the names
 //! in it were checked; a request upstream is made from an [`Impersonation`] alone, and its headers are set,
 //! not added to. What looks like an identity in the caller's own headers is refused, never dropped.
-//! Consequence: a gateway that is taken over can name people, but not the cluster's own identities, and
-//! whoever carries the bytes can name nobody.
+//! Consequence: a gateway that is taken over can name people (but in [`end_to_end`] mode), not the cluster's own
+//! identities, and whoever carries the bytes can name nobody.
 //!
 //! ```compile_fail,E0451
 //! use towline_agent::guard::Impersonation;
@@ -42,16 +42,18 @@ use towline_proto::{
     wire::{self, Refusal},
 };
 
-use crate::clock::GatewayClock;
+use crate::clock::{self, GatewayClock};
 
+pub mod end_to_end;
 mod grants;
 mod impersonation;
 
 pub(crate) use impersonation::service_account;
 pub use impersonation::{Impersonation, ORIGINAL_USER, Permitted, Wanted};
 
+use end_to_end::{EndToEnd, NotProven};
 use grants::Grants;
-use impersonation::Asked;
+use impersonation::{Asked, Person};
 
 /// What the cluster's own identities begin with.
 const SYSTEM: &str = "system:";
@@ -94,6 +96,9 @@ pub enum Denied {
     /// Whom the caller asks to be can't be read.
     #[error(transparent)]
     Nested(#[from] InvalidNested),
+    /// The caller has to prove who they are to the agent, and does not.
+    #[error(transparent)]
+    Proof(#[from] NotProven),
     /// The request carries what it must not.
     #[error("the request carries the header {0}, which a caller must not send through the gateway")]
     Header(String),
@@ -111,6 +116,7 @@ impl Denied {
         match self {
             Self::Assertion(_) => Refusal::Assertion,
             Self::System { .. } | Self::Unsayable { .. } => Refusal::Identity,
+            Self::Proof(_) => Refusal::Proof,
             Self::Reserved(_) | Self::Nested(_) | Self::Header(_) | Self::Upgrade | Self::Path => {
                 Refusal::Malformed
             }
@@ -143,19 +149,26 @@ pub struct Guard {
     cluster: Arc<str>,
     clock: GatewayClock,
     allowed: Arc<AllowedSystem>,
+    end_to_end: Option<Arc<EndToEnd>>,
     replay: Mutex<ReplayWindow>,
     grants: Mutex<Grants>,
 }
 
 impl Guard {
-    /// For a session that has just been opened.
-    pub fn new(session: Opened, membership: Membership, allowed: Arc<AllowedSystem>) -> Self {
+    /// For a session that has just been opened; with `end_to_end`, callers prove who they are.
+    pub fn new(
+        session: Opened,
+        membership: Membership,
+        allowed: Arc<AllowedSystem>,
+        end_to_end: Option<Arc<EndToEnd>>,
+    ) -> Self {
         Self {
             clock: GatewayClock::new(session.time),
             session,
             cluster: membership.id.as_str().into(),
             membership,
             allowed,
+            end_to_end,
             replay: Mutex::default(),
             grants: Mutex::default(),
         }
@@ -165,7 +178,7 @@ impl Guard {
     ///
     /// # Errors
     /// See [`Denied`].
-    pub fn admit(&self, parts: Parts) -> Result<(Impersonation, Option<Wanted>), Denied> {
+    pub async fn admit(&self, parts: Parts) -> Result<(Impersonation, Option<Wanted>), Denied> {
         let Parts {
             method,
             uri,
@@ -178,6 +191,13 @@ impl Guard {
             self.verify(&headers, &method, upgrade.as_ref(), path.as_str())?;
         // Covered by the MAC, as is that there is none.
         let nested = maybe(&headers, wire::NESTED)?.map(str::to_owned);
+        let person = match &self.end_to_end {
+            Some(own) => {
+                let proof = maybe(&headers, wire::PROOF)?;
+                own.person(&grant, proof, clock::system_now()).await?
+            }
+            None => Person::of(&grant),
+        };
         if let Some(name) = headers.keys().find(|name| names_an_identity(name)) {
             return Err(Denied::Header(name.to_string()));
         }
@@ -197,7 +217,8 @@ impl Guard {
             headers,
             cluster: Arc::clone(&self.cluster),
         };
-        let caller = Impersonation::new(&grant, asked, &self.allowed)?;
+        let principal = grant.principal.clone();
+        let caller = Impersonation::new(&person, principal, asked, &self.allowed)?;
         let wanted = match nested {
             Some(nested) => Some(Wanted::new(Nested::from_header(&nested)?, &self.allowed)?),
             None => None,

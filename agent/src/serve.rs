@@ -96,7 +96,7 @@ where
         .try_acquire_owned()
         .map_err(|_| Refused::Overloaded)?;
     let (parts, body) = request.into_parts();
-    let (caller, wanted) = shared.guard.admit(parts)?;
+    let (caller, wanted) = shared.guard.admit(parts).await?;
     let rights = shared.role.beside(caller.user());
     let mut caller = caller.within(&rights);
     if let Some(wanted) = wanted {
@@ -207,9 +207,11 @@ fn refusal(refused: &Refused, id: Option<&HeaderValue>) -> Response<Boxed> {
     tracing::info!(request_id, refusal = refusal.code(), "refused: {sentence}");
     let mut response = Response::new(text(sentence));
     *response.status_mut() = match refusal {
-        Refusal::Assertion | Refusal::Identity | Refusal::Impersonation | Refusal::Rbac => {
-            StatusCode::FORBIDDEN
-        }
+        Refusal::Assertion
+        | Refusal::Identity
+        | Refusal::Impersonation
+        | Refusal::Proof
+        | Refusal::Rbac => StatusCode::FORBIDDEN,
         Refusal::Malformed => StatusCode::BAD_REQUEST,
         Refusal::Upstream => StatusCode::BAD_GATEWAY,
         Refusal::Overloaded | Refusal::Draining => StatusCode::SERVICE_UNAVAILABLE,

@@ -36,9 +36,15 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use towline_proto::{assertion::Nested, body::Aborted, wire};
+use towline_proto::{assertion::Nested, body::Aborted, end_to_end::Proof, wire};
 
-use crate::{audit, authn::BEARER_SUBPROTOCOL, error::Refused, quota::Lease, target::Kind};
+use crate::{
+    audit,
+    authn::{self, BEARER_SUBPROTOCOL},
+    error::Refused,
+    quota::Lease,
+    target::Kind,
+};
 
 mod nested;
 
@@ -49,6 +55,7 @@ pub struct Outbound {
     body: CallerBody,
     request_id: String,
     nested: Option<Nested>,
+    proof: Option<Proof>,
 }
 
 impl std::fmt::Debug for Outbound {
@@ -76,6 +83,7 @@ pub fn outbound(
         ));
     }
     let nested = nested::take(&mut head.headers)?;
+    let proof = authn::proof(&head.headers)?;
     refuse_other_methods(&head.headers)?;
     let http2 = head.version == http::Version::HTTP_2;
     // Host is the API server's own name at the agent; the tunnel carries no caller's.
@@ -97,6 +105,7 @@ pub fn outbound(
         body: CallerBody::new(body, http2),
         request_id,
         nested,
+        proof,
     })
 }
 
@@ -124,6 +133,7 @@ pub fn review(lease: Lease, review: Bytes, request_id: String) -> Result<Outboun
         body: CallerBody::own(review),
         request_id,
         nested: None,
+        proof: None,
     })
 }
 
@@ -141,6 +151,11 @@ impl Outbound {
     /// Whom the caller asks to be instead; the cluster has yet to say whether they may.
     pub const fn nested(&self) -> Option<&Nested> {
         self.nested.as_ref()
+    }
+
+    /// The caller's own proof of who they are, for an agent that wants one.
+    pub(crate) const fn proof(&self) -> Option<&Proof> {
+        self.proof.as_ref()
     }
 
     /// What a tunnel sends: the caller's method, headers and body.

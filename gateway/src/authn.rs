@@ -10,7 +10,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use http::{HeaderMap, header};
-use towline_proto::names::{Membership, Project};
+use towline_proto::{
+    end_to_end::{Proof, SEPARATOR},
+    names::{Membership, Project},
+};
 
 use crate::{
     app::Gateway,
@@ -301,8 +304,33 @@ pub(crate) async fn standing(
     }
 }
 
-/// The bearer token, from `Authorization` (RFC 6750) or a WebSocket's subprotocols.
+/// The bearer token, from `Authorization` (RFC 6750) or a WebSocket's subprotocols, without a proof behind it.
 pub(crate) fn bearer(headers: &HeaderMap) -> Result<Option<String>, Refused> {
+    let sent = sent(headers)?;
+    Ok(sent.map(|sent| match sent.split_once(SEPARATOR) {
+        Some((token, _)) => token.to_owned(),
+        None => sent,
+    }))
+}
+
+/// The proof of who the caller is that stands behind the bearer token, for an agent that wants one. It signs nobody in
+/// here, and is read only to pass on nothing else.
+///
+/// # Errors
+/// 401 where it is none.
+pub(crate) fn proof(headers: &HeaderMap) -> Result<Option<Proof>, Refused> {
+    let Some(sent) = sent(headers)? else {
+        return Ok(None);
+    };
+    let Some((_, proof)) = sent.split_once(SEPARATOR) else {
+        return Ok(None);
+    };
+    let wrong = |why| Refused::Token(format!("the proof of who you are behind it is none: {why}"));
+    Proof::from_header(proof).map(Some).map_err(wrong)
+}
+
+/// All that came as the bearer token.
+fn sent(headers: &HeaderMap) -> Result<Option<String>, Refused> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     if let Some(value) = values.next() {
         let wrong =
@@ -359,6 +387,24 @@ mod tests {
                 bearer(&headers(&[("authorization", bad)])).is_err(),
                 "{bad}"
             );
+        }
+    }
+
+    #[test]
+    fn a_proof_behind_a_token_is_no_part_of_it() {
+        let key = towline_proto::jws::KeyPair::generate().unwrap();
+        let possession = towline_proto::end_to_end::Possession::state(&key, "a", 1);
+        let own = Proof::new("a.b.c".to_owned(), possession);
+        let both = headers(&[("authorization", &format!("Bearer abc~{}", own.to_header()))]);
+        assert_eq!(bearer(&both), Ok(Some("abc".into())));
+        assert_eq!(proof(&both), Ok(Some(own)));
+        assert_eq!(
+            proof(&headers(&[("authorization", "Bearer abc")])),
+            Ok(None)
+        );
+        assert_eq!(proof(&headers(&[])), Ok(None));
+        for bad in ["Bearer abc~", "Bearer abc~x", "Bearer abc~x~y~z"] {
+            assert!(proof(&headers(&[("authorization", bad)])).is_err(), "{bad}");
         }
     }
 

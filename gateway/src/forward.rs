@@ -214,7 +214,7 @@ pub(crate) async fn refusal(code: &HeaderValue, body: Incoming) -> Refused {
     };
     match code.to_str().unwrap_or_default().parse() {
         Ok(wire::Refusal::Impersonation) => Refused::Impersonation(sentence),
-        Ok(wire::Refusal::Identity) => Refused::Impersonation(sentence),
+        Ok(wire::Refusal::Identity | wire::Refusal::Proof) => Refused::Impersonation(sentence),
         Ok(wire::Refusal::Rbac) => Refused::Nested(sentence),
         Ok(wire::Refusal::Upstream) => Refused::Cluster(sentence),
         Ok(wire::Refusal::Malformed) => Refused::Header(sentence),

@@ -162,6 +162,11 @@ pub fn issuer(config: &Config) -> String {
     format!("{}/oauth2", config.base())
 }
 
+/// Where tokens are asked for.
+fn token_endpoint(config: &Config) -> String {
+    format!("{}/token", issuer(config))
+}
+
 /// A code that people can type, for setting a password once: 125 random bits.
 ///
 /// # Errors
@@ -312,7 +317,7 @@ fn discovery(gateway: &Gateway) -> serde_json::Value {
     serde_json::json!({
         "issuer": issuer,
         "authorization_endpoint": format!("{issuer}/authorize"),
-        "token_endpoint": format!("{issuer}/token"),
+        "token_endpoint": token_endpoint(&gateway.config),
         "revocation_endpoint": format!("{issuer}/revoke"),
         "jwks_uri": format!("{issuer}/jwks"),
         "response_types_supported": ["code"],

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use towline_proto::{
     assertion::{GRANT_SECONDS, Grant, Nested, Sealed, SessionKey},
     body::{self, Aborted},
+    end_to_end::Proof,
     jws::KeyPair,
     names::Membership,
     tunnel, wire,
@@ -132,6 +133,7 @@ impl Tunnel {
         let request_id = outbound.request_id().to_owned();
         let grant = self.grant(outbound.lease().permit().identity())?;
         let nested = outbound.nested().map(Nested::to_header);
+        let proof = outbound.proof().map(Proof::to_header);
         let (lease, method, mut headers, caller) = outbound.into_parts();
         let fault = caller.fault();
         let target = lease.permit().target();
@@ -154,6 +156,9 @@ impl Tunnel {
             headers.insert(name, text(value)?);
         }
         headers.insert(wire::GRANT, grant);
+        if let Some(proof) = &proof {
+            headers.insert(wire::PROOF, text(proof)?);
+        }
         if let Some(nested) = &nested {
             headers.insert(wire::NESTED, text(nested)?);
         }

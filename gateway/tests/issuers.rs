@@ -16,7 +16,11 @@ use api::{issuer::Issuer, office::Office};
 use http::StatusCode;
 use serde_json::{Value, json};
 use towline_gateway::iam::{Binding, Role};
-use towline_proto::names::Project;
+use towline_proto::{
+    end_to_end::{self, Possession},
+    jws::KeyPair,
+    names::Project,
+};
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
@@ -50,6 +54,11 @@ async fn signed_in(office: &Office, fields: &[(&str, &str)]) -> (String, u64) {
         answer["access_token"].as_str().unwrap().to_owned(),
         answer["expires_in"].as_u64().unwrap(),
     )
+}
+
+async fn exchange_with(office: &Office, token: &str, possession: &str) -> (StatusCode, Value) {
+    let fields = [&id_token(token)[..], &[("possession", possession)]].concat();
+    exchange(office, &fields).await
 }
 
 /// Error and reason of a refused exchange.
@@ -214,7 +223,7 @@ async fn each_check_of_an_id_token_is_named() {
         ),
         (
             person(&issuer, json!({"nonce": "towline-proof.abc"})),
-            "a proof for one cluster",
+            "no possession of that key",
         ),
         ("x".to_owned(), "malformed"),
     ] {
@@ -270,6 +279,47 @@ async fn signing_out_ends_a_persons_tokens() {
         .json(Some(&token), "Identity/WhoAmI", json!({}))
         .await;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
+}
+
+/// What an agent in end-to-end mode has seen signs nobody in here.
+#[tokio::test]
+async fn a_token_that_clusters_have_seen_needs_its_key() {
+    let issuer = Issuer::start().await;
+    let office = with_people(&issuer, "").await;
+    let (key, thief) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let token = person(&issuer, json!({"nonce": end_to_end::nonce(&key.public())}));
+    let now = jsonwebtoken::get_current_timestamp();
+    let endpoint = "https://gateway.test/oauth2/token";
+    let sent = async |possession: &Possession| {
+        let possession = possession.to_string();
+        exchange_with(&office, &token, &possession).await
+    };
+    let membership = "projects/p/locations/global/memberships/m";
+    for (possession, words) in [
+        (Possession::state(&thief, endpoint, now), "does not commit"),
+        // The very statement that came with the token.
+        (
+            Possession::state(&key, membership, now),
+            "the statement is for",
+        ),
+        (
+            Possession::state(&key, "https://other.example/oauth2/token", now),
+            "the statement is for",
+        ),
+    ] {
+        let (status, answer) = sent(&possession).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        let said = answer["error_description"].as_str().unwrap();
+        assert!(said.contains(words), "{said}");
+    }
+    let (status, answer) = sent(&Possession::state(&key, endpoint, now)).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    // Clocks may be off by any amount: it is only ever stated to this gateway.
+    let (status, _) = sent(&Possession::state(&key, endpoint, now - 86_400)).await;
+    assert_eq!(status, StatusCode::OK);
+    let (status, answer) = exchange_with(&office, &token, "nonsense").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(answer["error"], "invalid_request");
 }
 
 #[tokio::test]

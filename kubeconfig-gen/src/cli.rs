@@ -233,6 +233,9 @@ pub struct Credential {
     /// The membership's resource name, projects/P/locations/L/memberships/M
     #[arg(long, value_name = "NAME")]
     pub membership: towline_proto::names::Membership,
+    /// Prove to the cluster's own agent who you are (end-to-end mode)
+    #[arg(long)]
+    pub end_to_end: bool,
     /// What kubectl says about itself.
     #[arg(
         long = "kubernetes-exec-info",

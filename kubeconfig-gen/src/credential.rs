@@ -3,8 +3,10 @@
 //! A kept token is printed without a look at anything but its file. Else one process among all that run asks the
 //! gateway for a new one (see `tokens`). It never opens a browser and never asks: it says what to run.
 
+use secrecy::ExposeSecret as _;
 use serde::Deserialize;
 use serde_json::json;
+use towline_proto::{end_to_end::SEPARATOR, names::Membership};
 
 use crate::{
     api::{self, CallError},
@@ -15,6 +17,7 @@ use crate::{
     output::{Output, OutputError},
     service_account::InvalidServiceAccount,
     settings::{ConfigDir, SettingsError},
+    sign_in::SignIn,
     tokens::Token,
     workload::{Workload, WorkloadError},
 };
@@ -52,6 +55,18 @@ pub enum CredentialError {
     /// See [`CallError`].
     #[error(transparent)]
     Call(CallError),
+    /// Nobody but the gateway says who the user is.
+    #[error(
+        "the cluster is to be shown by your identity provider who you are (--end-to-end), and you signed in at the \
+         gateway itself; run: towline login, with a provider (--issuer NAME)"
+    )]
+    NoProvider,
+    /// The provider didn't sign the nonce.
+    #[error(
+        "the cluster is to be shown who you are (--end-to-end), and the sign-in at {0:?} was not made for it; run: \
+         towline login --issuer {0}, without --device"
+    )]
+    NoKey(String),
     /// HTTPS can't be set up.
     #[error(transparent)]
     Client(#[from] crate::http::ClientError),
@@ -89,15 +104,43 @@ pub fn run(global: &Global, args: &Credential) -> Result<(), CredentialError> {
     let tokens = dir.tokens(&gateway, workload.as_ref());
     // Only what the kubeconfig or the environment says: settings that change later don't change who kubectl is.
     let act_as = global.act_as()?.flatten();
+    // A service account has no key; whether it needs one is for the cluster to say.
+    let proves = args.end_to_end && act_as.is_none() && workload.is_none();
     let token = match tokens.kept(&api::audience(Some(&args.membership), act_as.as_ref())) {
         Some(token) => token,
         None => {
             let http = http(&dir, &gateway, workload.as_ref())?;
-            let api = api::Api::new(http, gateway, tokens, global.verbose > 0);
+            let api = api::Api::new(http, gateway, tokens.clone(), global.verbose > 0);
             renewed(&api.acting_as(act_as), args)?
         }
     };
+    let token = if proves {
+        with_proof(token, tokens.sign_in(), &args.membership)?
+    } else {
+        token
+    };
     Ok(Output::new(None).text(&render(version, &token))?)
+}
+
+/// The token with the proof of who the user is behind it.
+fn with_proof(
+    token: Token,
+    sign_in: Option<SignIn>,
+    membership: &Membership,
+) -> Result<Token, CredentialError> {
+    let Some(SignIn::Provider(session)) = sign_in else {
+        return Err(CredentialError::NoProvider);
+    };
+    let own_key = session.own_key.as_ref();
+    let (proof, ends) = own_key
+        .and_then(|own_key| own_key.proof(membership))
+        .ok_or_else(|| CredentialError::NoKey(session.issuer.name.clone()))?;
+    let (access, proof) = (token.token.expose_secret(), proof.expose_secret());
+    Ok(Token {
+        token: format!("{access}{SEPARATOR}{proof}").into(),
+        renew_at: token.renew_at.min(ends - EARLY),
+        expires: token.expires.min(ends),
+    })
 }
 
 fn http(
@@ -152,7 +195,6 @@ fn version(exec_info: Option<&std::ffi::OsStr>) -> Result<&'static str, Credenti
 }
 
 fn render(version: &str, token: &Token) -> String {
-    use secrecy::ExposeSecret;
     json!({
         "kind": "ExecCredential",
         "apiVersion": version,
@@ -172,6 +214,9 @@ impl From<CredentialError> for Error {
         Self::Credential(Box::new(error))
     }
 }
+
+/// How long before its end a proof is made anew, in seconds.
+const EARLY: u64 = 60;
 
 const V1: &str = "client.authentication.k8s.io/v1";
 const V1BETA1: &str = "client.authentication.k8s.io/v1beta1";

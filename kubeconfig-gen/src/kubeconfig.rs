@@ -53,6 +53,7 @@ pub fn exec_args(
     config_dir: Option<&Path>,
     act_as: Option<&ActAs>,
     credentials: Option<&Path>,
+    end_to_end: bool,
 ) -> Vec<String> {
     let mut args = vec![
         "credential".to_owned(),
@@ -72,6 +73,9 @@ pub fn exec_args(
     }
     if let Some(file) = credentials {
         args.extend(["--credentials".to_owned(), file.display().to_string()]);
+    }
+    if end_to_end {
+        args.push("--end-to-end".to_owned());
     }
     args
 }

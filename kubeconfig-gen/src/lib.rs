@@ -28,6 +28,7 @@ pub mod nearest;
 pub mod oauth;
 pub mod output;
 pub mod progress;
+pub mod proof;
 pub mod provider;
 pub mod rbac;
 pub mod service_account;

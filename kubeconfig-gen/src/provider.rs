@@ -80,6 +80,9 @@ pub enum ProviderError {
     /// Its certificates can't be used.
     #[error("the certificate authority of the identity provider {0}")]
     Client(String, #[source] ClientError),
+    /// No key for this sign-in.
+    #[error("the system has no randomness to give")]
+    Key(#[from] towline_proto::jws::InvalidKeyPair),
     /// Its configuration is none.
     #[error("the identity provider {issuer} can't be used ({detail}); tell the gateway's operator")]
     Unfit {

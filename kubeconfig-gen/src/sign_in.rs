@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::{
     clock,
     oauth::{NotRefreshed, OAuth, RefreshError, Subject, Wanted},
+    proof::OwnKey,
     provider::{Endpoints, Granted, Issuer, NotRenewed, Provider, ProviderError},
     tokens::{Refreshed, Renewal},
     workload::{self, Workload},
@@ -54,6 +55,9 @@ pub struct Session {
         skip_serializing_if = "Option::is_none"
     )]
     pub refresh_token: Option<SecretString>,
+    /// What the sign-in's first ID token commits to; not where the provider left the nonce out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_key: Option<OwnKey>,
 }
 
 /// No access token came of a sign-in, but it may later.
@@ -83,6 +87,15 @@ impl Session {
             id_token: granted.id_token,
             expires: granted.expires,
             refresh_token: granted.refresh_token,
+            own_key: granted.own_key,
+        }
+    }
+
+    /// The ID token, to be exchanged.
+    pub const fn subject(&self) -> Subject<'_> {
+        Subject::IdToken {
+            token: &self.id_token,
+            own_key: self.own_key.as_ref(),
         }
     }
 
@@ -142,10 +155,7 @@ async fn by_provider(
     wanted: Wanted<'_>,
 ) -> Refreshed<RenewError> {
     if session.expires > clock::unix_now() + NEARLY {
-        let exchanged = oauth
-            .exchange(Subject::IdToken(&session.id_token), wanted)
-            .await;
-        match exchanged {
+        match oauth.exchange(session.subject(), wanted).await {
             // A key that the provider has withdrawn, a claim that has changed: a new ID token may do.
             Err(RefreshError::Refused {
                 invalid_grant: true,
@@ -155,20 +165,17 @@ async fn by_provider(
         }
     }
     match renewed(session, renewal).await {
-        Ok(Some(id_token)) => {
-            let exchanged = oauth.exchange(Subject::IdToken(&id_token), wanted).await;
-            Refreshed::of(exchanged)
-        }
+        Ok(Some(session)) => Refreshed::of(oauth.exchange(session.subject(), wanted).await),
         Ok(None) => Refreshed::Ended,
         Err(error) => Refreshed::Failed(error),
     }
 }
 
-/// A new ID token; none when the sign-in is over.
+/// With a new ID token; none when the sign-in is over.
 async fn renewed(
     session: Session,
     renewal: &mut Renewal<'_>,
-) -> Result<Option<SecretString>, RenewError> {
+) -> Result<Option<Session>, RenewError> {
     let Some(refresh_token) = &session.refresh_token else {
         return Ok(None);
     };
@@ -176,10 +183,9 @@ async fn renewed(
     match provider.renew(refresh_token, &session.subject).await {
         Ok(granted) => {
             let session = session.renewed(granted);
-            let id_token = session.id_token.clone();
             // Before anything else is asked: the refresh token that was used is worth nothing any more.
-            renewal.keep(SignIn::Provider(Box::new(session)))?;
-            Ok(Some(id_token))
+            renewal.keep(SignIn::Provider(Box::new(session.clone())))?;
+            Ok(Some(session))
         }
         Err(NotRenewed::Ended) => Ok(None),
         Err(NotRenewed::Failed(error)) => Err(error.into()),

@@ -169,6 +169,11 @@ impl Tokens {
         (token.renew_at > clock::unix_now()).then_some(token)
     }
 
+    /// The sign-in as it is kept; none where that can't be read.
+    pub fn sign_in(&self) -> Option<SignIn> {
+        self.read::<io::Error>().ok()?.sign_in
+    }
+
     /// A token that is good for a while; `renew` asks for a new one.
     ///
     /// # Errors

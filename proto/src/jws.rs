@@ -34,6 +34,8 @@ pub enum Kind {
     Grant,
     /// An access token (RFC 9068), for callers rather than agents.
     AccessToken,
+    /// Whoever sends it has a key (`end_to_end`).
+    Possession,
 }
 
 impl Kind {
@@ -45,6 +47,7 @@ impl Kind {
             Self::Proof => "towline-proof+jwt",
             Self::Grant => "towline-grant+jwt",
             Self::AccessToken => "at+jwt",
+            Self::Possession => "towline-possession+jwt",
         }
     }
 }

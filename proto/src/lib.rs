@@ -9,6 +9,7 @@
 //! | [`jws`], [`keys`] | statements, and which keys may sign them |
 //! | [`handshake`] | how a session begins |
 //! | [`assertion`] | who is calling, on every request |
+//! | [`end_to_end`] | who is calling, by their own word |
 //! | [`wire`] | the headers of a request in the tunnel |
 //! | `session`, `websocket`, `tunnel`, `body`, `upgraded` | the wire itself (feature `tokio`) |
 //!
@@ -17,6 +18,7 @@
 
 pub mod api;
 pub mod assertion;
+pub mod end_to_end;
 pub mod endpoint;
 pub mod handshake;
 pub mod jws;

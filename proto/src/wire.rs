@@ -26,6 +26,9 @@ pub const SEQUENCE: &str = "towline-sequence";
 pub const MAC: &str = "towline-mac";
 /// Whom the caller asks to be instead (`assertion::Nested`); only where they ask.
 pub const NESTED: &str = "towline-nested";
+/// The caller's own proof of who they are (`end_to_end::Proof`), for an agent that wants one. Not under the MAC: it
+/// speaks for itself, and an agent that wants one takes no request without.
+pub const PROOF: &str = "towline-proof";
 /// An upgrade's original method.
 pub const METHOD: &str = "towline-method";
 /// An upgrade's protocol, as in the caller's `Upgrade` header.
@@ -52,6 +55,8 @@ pub enum Refusal {
     Identity,
     /// The cluster does not let the agent impersonate this caller.
     Impersonation,
+    /// The agent wants the caller's own proof of who they are, and there is none, or it does not hold.
+    Proof,
     /// The cluster does not let this caller impersonate whom they ask to be.
     Rbac,
     /// The request carries what it must not.
@@ -65,10 +70,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Assertion,
         Self::Identity,
         Self::Impersonation,
+        Self::Proof,
         Self::Rbac,
         Self::Malformed,
         Self::Upstream,
@@ -82,6 +88,7 @@ impl Refusal {
             Self::Assertion => "assertion",
             Self::Identity => "identity",
             Self::Impersonation => "impersonation",
+            Self::Proof => "proof",
             Self::Rbac => "rbac",
             Self::Malformed => "malformed",
             Self::Upstream => "upstream",

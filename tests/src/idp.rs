@@ -13,11 +13,13 @@ mod browser;
 mod keycloak;
 mod pipeline;
 mod provider;
+mod sign_in;
 
 pub use browser::{Browser, Page};
 pub use keycloak::{CLIENT, Keycloak, REALM};
 pub use pipeline::Pipeline;
 pub use provider::Provider;
+pub use sign_in::{authentication, entry, in_browser, login, on_device};
 
 /// A certificate for an address, and the authority that signed it; files.
 #[derive(Debug, Clone)]

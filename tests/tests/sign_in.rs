@@ -10,7 +10,7 @@
 use std::{fs, sync::LazyLock, time::Duration};
 
 use serde_json::{Value, json};
-use tests::{Agent, Cluster, Gateway, Keycloak, Program, Provider, User, World, idp::Browser};
+use tests::{Agent, Cluster, Gateway, Keycloak, Program, Provider, User, World, idp};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -33,35 +33,26 @@ fn place() -> &'static Place {
         let users = json!({"pat": {"groups": ["developers"], "email": "pat@partner.example"}});
         let partners = Provider::start(ip, ID_TOKEN_SECONDS, &users);
         let mut gateway = Gateway::init("gateway", &cluster);
-        let issuer = |url: &str, authority: &str, username: &str, prefix: &str| {
-            json!({
-                "issuer": {"url": url, "audiences": ["towline"], "certificateAuthority": authority},
-                "claimMappings": {
-                    "username": {"claim": username, "prefix": prefix},
-                    "groups": {"claim": "groups", "prefix": prefix},
-                },
-            })
-        };
         let file = gateway.state.join("authentication.yaml");
-        let configuration = json!({
-            "apiVersion": "apiserver.config.k8s.io/v1",
-            "kind": "AuthenticationConfiguration",
-            "jwt": [
-                issuer(&keycloak.issuer, &keycloak.authority_pem(), "preferred_username", ""),
-                issuer(&partners.issuer, &partners.authority_pem(), "sub", "partner:"),
-            ],
-        });
-        fs::write(&file, configuration.to_string()).unwrap();
-        let login = |name: &str, issuer: &str| {
-            format!(
-                "[[login]]\nname = \"{name}\"\nissuer = \"{issuer}\"\nclient_id = \"towline\"\n\
-                 scopes = [\"openid\", \"profile\", \"email\", \"groups\", \"offline_access\"]\n"
-            )
-        };
+        let issuers = [
+            idp::entry(
+                &keycloak.issuer,
+                &keycloak.authority_pem(),
+                "preferred_username",
+                "",
+            ),
+            idp::entry(
+                &partners.issuer,
+                &partners.authority_pem(),
+                "sub",
+                "partner:",
+            ),
+        ];
+        fs::write(&file, idp::authentication(&issuers)).unwrap();
         gateway.configure(&format!(
             "authentication_config = {file:?}\n{}{}",
-            login("corp", &keycloak.issuer),
-            login("partners", &partners.issuer)
+            idp::login("corp", &keycloak.issuer),
+            idp::login("partners", &partners.issuer)
         ));
         gateway.run();
         let world = World::of(gateway);
@@ -94,38 +85,13 @@ fn place() -> &'static Place {
     &PLACE
 }
 
-/// Signs in in a browser, from the address that the command prints to its end.
-fn in_browser(user: &User, issuer: &str, browser: &Browser, name: &str, password: &str) {
-    let mut login = user
-        .login_at_provider()
-        .args(["--issuer", issuer, "--no-browser"])
-        .start(&format!("login-{name}"));
-    let url = address(&login, "https://");
-    let page = browser.sign_in(&url, name, password);
-    assert!(page.body.contains("You can close this page"), "{page:?}");
-    ends_well(&mut login);
-}
-
-fn address(login: &Program, before: &str) -> String {
-    let line = login.err_line("the address to open", PATIENCE, |line| {
-        line.trim().starts_with(before)
-    });
-    line.trim().to_owned()
-}
-
-fn ends_well(login: &mut Program) {
-    let status = login.wait(PATIENCE);
-    assert!(status.success(), "{}", login.err());
-    assert!(login.err().contains("Signed in at"), "{}", login.err());
-}
-
 /// Somebody whom Keycloak knows, signed in, with a kubeconfig.
 fn signed_in(name: &str, groups: &[&str]) -> User {
     let place = place();
     place.keycloak.user(name, groups);
     let user = User::new(&place.world.gateway, name);
     let browser = place.keycloak.browser();
-    in_browser(&user, "corp", &browser, name, &Keycloak::password(name));
+    idp::in_browser(&user, "corp", &browser, name, &Keycloak::password(name));
     user.get_credentials("prod");
     user
 }
@@ -172,7 +138,7 @@ fn groups_reach_rbac() {
     let eve = User::new(&place().world.gateway, "eve");
     place().keycloak.user("eve", &["on-call"]);
     let browser = place().keycloak.browser();
-    in_browser(&eve, "corp", &browser, "eve", &Keycloak::password("eve"));
+    idp::in_browser(&eve, "corp", &browser, "eve", &Keycloak::password("eve"));
     let said = eve.towline("get-credentials prod --project demo").fails();
     assert!(said.contains("user \"eve\" lacks permission"), "{said}");
 }
@@ -182,7 +148,7 @@ fn a_second_providers_people_are_others() {
     let place = place();
     let pat = User::new(&place.world.gateway, "pat");
     let browser = place.partners.browser();
-    in_browser(&pat, "partners", &browser, "pat", "any");
+    idp::in_browser(&pat, "partners", &browser, "pat", "any");
     pat.get_credentials("prod");
     let me = pat.kubectl("auth whoami -o json").json();
     let info = &me["status"]["userInfo"];
@@ -213,17 +179,8 @@ fn another_device_signs_in() {
     let place = place();
     place.keycloak.user("dee", &["developers"]);
     let dee = User::new(&place.world.gateway, "dee");
-    let mut login = dee
-        .login_at_provider()
-        .args(["--issuer", "corp", "--device"])
-        .start("login-dee");
-    let with_code = login.err_line("the address with the code", PATIENCE, |line| {
-        line.contains("user_code=")
-    });
-    assert!(login.runs(), "it waits for the other device");
     let browser = place.keycloak.browser();
-    browser.sign_in(with_code.trim(), "dee", &Keycloak::password("dee"));
-    ends_well(&mut login);
+    idp::on_device(&dee, "corp", &browser, "dee", &Keycloak::password("dee"));
     dee.get_credentials("prod");
     dee.kubectl("get configmaps").ok();
 }

@@ -22,7 +22,7 @@ use crate::role::Rights;
 pub const ORIGINAL_USER: &str = "towline.dev/original-user";
 
 /// What the API server adds to everybody; it is not sent.
-const AUTHENTICATED: &str = "system:authenticated";
+pub(super) const AUTHENTICATED: &str = "system:authenticated";
 
 /// Where the control plane's own service accounts are.
 const CONTROL_PLANE: &str = "kube-system";
@@ -50,6 +50,27 @@ pub(super) struct Asked {
     pub(super) upgrade: Option<HeaderValue>,
     pub(super) headers: HeaderMap,
     pub(super) cluster: Arc<str>,
+}
+
+/// A user before the names are checked: the gateway's word, or in end-to-end mode the caller's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Person {
+    pub(super) user: String,
+    pub(super) uid: Option<String>,
+    pub(super) groups: Vec<String>,
+    pub(super) extra: BTreeMap<String, Vec<String>>,
+}
+
+impl Person {
+    /// Whom the gateway names.
+    pub(super) fn of(grant: &Grant) -> Self {
+        Self {
+            user: grant.user.clone(),
+            uid: grant.uid.clone(),
+            groups: grant.groups.clone(),
+            extra: grant.extra.clone(),
+        }
+    }
 }
 
 /// A user as RBAC sees one, each name checked.
@@ -93,25 +114,26 @@ pub struct Permitted(Wanted);
 
 impl Impersonation {
     pub(super) fn new(
-        grant: &Grant,
+        person: &Person,
+        principal: String,
         asked: Asked,
         allowed: &AllowedSystem,
     ) -> Result<Self, Denied> {
-        allowed.check("user", &grant.user)?;
-        let groups = grant.groups.iter().filter(|group| *group != AUTHENTICATED);
+        allowed.check("user", &person.user)?;
+        let groups = person.groups.iter().filter(|group| *group != AUTHENTICATED);
         let groups: Vec<&String> = groups.collect();
-        if grant.extra.contains_key(ORIGINAL_USER) {
+        if person.extra.contains_key(ORIGINAL_USER) {
             return Err(Denied::Reserved(ORIGINAL_USER));
         }
         Ok(Self {
             who: Who::new(
-                &grant.user,
-                grant.uid.as_ref(),
+                &person.user,
+                person.uid.as_ref(),
                 &groups,
-                &grant.extra,
+                &person.extra,
                 allowed,
             )?,
-            principal: grant.principal.clone(),
+            principal,
             request_id: asked.request_id,
             method: asked.method,
             path: asked.path,

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use futures_util::FutureExt as _;
 use http::Request;
 use towline_proto::{
     assertion::{GRANT_SECONDS, SessionKey},
@@ -13,11 +14,11 @@ use super::*;
 const NOW: u64 = 1_800_000_000;
 
 /// A gateway's end of a session, and the guard at the other.
-struct Pair {
+pub(super) struct Pair {
     signing: KeyPair,
     key: SessionKey,
     session: String,
-    guard: Guard,
+    pub(super) guard: Guard,
 }
 
 fn membership() -> Membership {
@@ -25,30 +26,34 @@ fn membership() -> Membership {
 }
 
 fn pair(allowed: &[&str]) -> Pair {
-    let [root, issuing, signing, agent] = [0; 4].map(|_| KeyPair::generate().unwrap());
-    let chain = Chain::new(
-        keys::certify(&root, issuing.public(), Use::Issuing, NOW),
-        keys::certify(&issuing, signing.public(), Use::Signing, NOW),
-    );
-    let opening =
-        Opening::new(&agent, membership(), root.public(), &Facts::default(), NOW).unwrap();
-    let hello =
-        handshake::verify_hello(agent.public(), root.public(), opening.hello(), NOW).unwrap();
-    let accepted = handshake::accept(&signing, opening.hello(), &hello, NOW).unwrap();
-    let opened = opening
-        .finish(root.public(), &chain.to_header(), &accepted.proof, NOW)
-        .unwrap();
-    let allowed = AllowedSystem(allowed.iter().map(|name| (*name).to_owned()).collect());
-    Pair {
-        signing,
-        key: accepted.key,
-        session: accepted.session,
-        guard: Guard::new(opened, membership(), Arc::new(allowed)),
-    }
+    Pair::new(allowed, None)
 }
 
 impl Pair {
-    fn grant(&self) -> Grant {
+    pub(super) fn new(allowed: &[&str], end_to_end: Option<Arc<EndToEnd>>) -> Self {
+        let [root, issuing, signing, agent] = [0; 4].map(|_| KeyPair::generate().unwrap());
+        let chain = Chain::new(
+            keys::certify(&root, issuing.public(), Use::Issuing, NOW),
+            keys::certify(&issuing, signing.public(), Use::Signing, NOW),
+        );
+        let opening =
+            Opening::new(&agent, membership(), root.public(), &Facts::default(), NOW).unwrap();
+        let hello =
+            handshake::verify_hello(agent.public(), root.public(), opening.hello(), NOW).unwrap();
+        let accepted = handshake::accept(&signing, opening.hello(), &hello, NOW).unwrap();
+        let opened = opening
+            .finish(root.public(), &chain.to_header(), &accepted.proof, NOW)
+            .unwrap();
+        let allowed = AllowedSystem(allowed.iter().map(|name| (*name).to_owned()).collect());
+        Self {
+            signing,
+            key: accepted.key,
+            session: accepted.session,
+            guard: Guard::new(opened, membership(), Arc::new(allowed), end_to_end),
+        }
+    }
+
+    pub(super) fn grant(&self) -> Grant {
         Grant {
             membership: membership(),
             session: self.session.clone(),
@@ -62,7 +67,7 @@ impl Pair {
         }
     }
 
-    fn sealed(&self, grant: &Grant, path: &str) -> http::request::Builder {
+    pub(super) fn sealed(&self, grant: &Grant, path: &str) -> http::request::Builder {
         let grant = grant.sign(&self.signing);
         let sealed = Sealed {
             grant: &grant,
@@ -83,7 +88,8 @@ impl Pair {
 
     fn admit(&self, request: http::request::Builder) -> Result<Impersonation, Denied> {
         let parts = request.body(()).unwrap().into_parts().0;
-        self.guard.admit(parts).map(|(caller, _)| caller)
+        let admitted = self.guard.admit(parts).now_or_never().unwrap();
+        admitted.map(|(caller, _)| caller)
     }
 
     fn admit_as(&self, change: impl FnOnce(&mut Grant)) -> Result<Impersonation, Denied> {
@@ -433,7 +439,8 @@ fn admit_both(
     pair: &Pair,
     request: http::request::Builder,
 ) -> Result<(Impersonation, Option<Wanted>), Denied> {
-    pair.guard.admit(request.body(()).unwrap().into_parts().0)
+    let parts = request.body(()).unwrap().into_parts().0;
+    pair.guard.admit(parts).now_or_never().unwrap()
 }
 
 #[test]

@@ -132,6 +132,7 @@ impl Gateway {
                 opened,
                 membership.clone(),
                 Arc::new(AllowedSystem::default()),
+                None,
             ),
             upstream,
             role,

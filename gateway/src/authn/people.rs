@@ -19,6 +19,7 @@ use std::{
 
 use serde::Serialize;
 use towline_oidc::{Authenticated, AuthenticationConfiguration, Authenticator, Invalid, Rules};
+use towline_proto::end_to_end::{self, InvalidProof, Possession};
 
 use super::standing::{Base, Foreign, Standing};
 use crate::{
@@ -37,9 +38,6 @@ pub const MAX_GROUPS: usize = 2_000;
 
 /// Extra attributes that are the gateway's own to set.
 const OWN_EXTRA: &str = "towline.dev/";
-
-/// What begins the nonce of an ID token that is a proof for one cluster, in end-to-end mode, and never a sign-in.
-pub(crate) const PROOF_NONCE: &str = "towline-proof.";
 
 /// Why the file can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -76,9 +74,14 @@ pub enum Refused {
     /// See [`towline_oidc::Refused`].
     #[error(transparent)]
     Token(#[from] towline_oidc::Refused),
-    /// It was made to prove something to one cluster.
-    #[error("its nonce says that it is a proof for one cluster, which is no sign-in")]
-    Proof,
+    /// Its nonce commits to a key that whoever sends it has not shown to have: clusters see such tokens too.
+    #[error(
+        "its nonce commits to a key, and there is no possession of that key with it; sign in with: towline login"
+    )]
+    NoPossession,
+    /// See [`InvalidProof`].
+    #[error("the possession of the key that its nonce commits to is not shown: {0}")]
+    Possession(#[from] InvalidProof),
     /// A name that may not be a person's or group's.
     #[error("{what} {source}")]
     Name {
@@ -281,13 +284,16 @@ impl People {
         self.logins.iter().map(offer).collect()
     }
 
-    /// Whom an ID token names, and until when it is good (Unix seconds).
+    /// Whom an ID token names, and until when it is good (Unix seconds). One that is also a proof for clusters
+    /// (`end_to_end`) needs the possession of its key, stated to `audience`.
     ///
     /// # Errors
     /// Which check failed.
     pub(crate) async fn authenticate(
         &self,
         token: &str,
+        possession: Option<&Possession>,
+        audience: &str,
         clock: &Clock,
     ) -> Result<(Standing, u64), Refused> {
         let current = self.current();
@@ -295,6 +301,12 @@ impl People {
         let person = authenticator.authenticate(token, clock.now()).await?;
         let expires = person.expires.duration_since(SystemTime::UNIX_EPOCH);
         let expires = expires.map_or(0, |since| since.as_secs());
+        let nonce = person.claims.get("nonce").and_then(|nonce| nonce.as_str());
+        if let Some(nonce) = nonce.filter(|nonce| nonce.starts_with(end_to_end::NONCE)) {
+            // No time: only this gateway ever sees what is stated to it, and people's clocks may be off.
+            let possession = possession.ok_or(Refused::NoPossession)?;
+            possession.verify(nonce, audience)?;
+        }
         Ok((standing(person)?, expires))
     }
 
@@ -304,10 +316,6 @@ impl People {
 }
 
 fn standing(person: Authenticated) -> Result<Standing, Refused> {
-    let nonce = person.claims.get("nonce").and_then(|nonce| nonce.as_str());
-    if nonce.is_some_and(|nonce| nonce.starts_with(PROOF_NONCE)) {
-        return Err(Refused::Proof);
-    }
     let named = |what| move |source| Refused::Name { what, source };
     check_subject(&person.username).map_err(named("username:"))?;
     for group in &person.groups {

@@ -17,10 +17,10 @@ use std::{
 };
 
 use towline_oidc::{Attribute, Condition, Invalid, Issuer, IssuerConfiguration, Mapping};
-use towline_proto::names::ProviderId;
+use towline_proto::{end_to_end, names::ProviderId};
 
 use super::{
-    people::{MAX_GROUPS, PROOF_NONCE},
+    people::MAX_GROUPS,
     standing::{Base, Foreign, Standing, Vouched},
 };
 use crate::{
@@ -216,7 +216,7 @@ impl Workloads {
         let ready = self.ready(config, row)?;
         let claims = ready.issuer.verify(token, clock.now()).await?;
         let nonce = claims.values.get("nonce").and_then(|nonce| nonce.as_str());
-        if nonce.is_some_and(|nonce| nonce.starts_with(PROOF_NONCE)) {
+        if nonce.is_some_and(|nonce| nonce.starts_with(end_to_end::NONCE)) {
             return Err(Refused::Proof);
         }
         let attributes = ready.mapping.map(&claims)?;

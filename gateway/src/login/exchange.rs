@@ -13,12 +13,13 @@
 use std::net::IpAddr;
 
 use http::StatusCode;
+use towline_proto::end_to_end::Possession;
 
 use super::{
     Audience, CLIENT_ID, Refusal,
     form::Form,
     mint::{Holding, Minted, Wanted, mint},
-    verify_access_token,
+    token_endpoint, verify_access_token,
 };
 use crate::{
     app::Gateway,
@@ -98,7 +99,7 @@ async fn exchange(gateway: &Gateway, form: &Form) -> Result<Minted, Refusal> {
     let token = form.required("subject_token")?;
     let holding = match form.required("subject_token_type")? {
         ACCESS_TOKEN => own(gateway, token, &wanted).await?,
-        ID_TOKEN if form.field("audience").is_none() => person(gateway, token).await?,
+        ID_TOKEN if form.field("audience").is_none() => person(gateway, token, form).await?,
         ID_TOKEN | JWT => workload(gateway, token, form).await?,
         other => {
             let other: String = other.chars().take(80).collect();
@@ -117,10 +118,16 @@ async fn exchange(gateway: &Gateway, form: &Form) -> Result<Minted, Refusal> {
     mint(gateway, holding, wanted).await
 }
 
-/// A person's ID token.
-async fn person(gateway: &Gateway, token: &str) -> Result<Holding, Refusal> {
-    let found = gateway.people.authenticate(token, &gateway.clock).await;
-    match found {
+/// A person's ID token; in `possession` that of the key which its nonce commits to, where it does.
+async fn person(gateway: &Gateway, token: &str, form: &Form) -> Result<Holding, Refusal> {
+    let Gateway { people, clock, .. } = gateway;
+    let possession = form.field("possession").map(str::parse::<Possession>);
+    let possession = possession
+        .transpose()
+        .map_err(|wrong| Refusal::bad("invalid_request", format!("possession: {wrong}")))?;
+    let audience = token_endpoint(&gateway.config);
+    let found = people.authenticate(token, possession.as_ref(), &audience, clock);
+    match found.await {
         Ok(found) => Ok(vouched(gateway, found)),
         Err(people::Refused::Token(refused)) if refused.is_unavailable() => {
             Err(Refusal::unavailable(refused.to_string()))

@@ -9,8 +9,10 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 use towline_proto::{
     assertion::Grant,
+    end_to_end::{Possession, Proof},
     endpoint,
     handshake::{self, Facts, Opening},
+    jws::KeyPair,
     names::Membership,
     session::Session,
     wire,
@@ -66,7 +68,7 @@ fn loot(headers: &[HeaderMap], bodies: &[Bytes]) -> BTreeSet<String> {
     let mut loot = BTreeSet::new();
     for text in texts {
         let text = String::from_utf8_lossy(text).into_owned();
-        for part in text.split([',', ' ', ';', '=', '"']) {
+        for part in text.split([',', ' ', ';', '=', '"', '~']) {
             loot.insert(part.trim().to_owned());
         }
         loot.insert(text);
@@ -96,12 +98,19 @@ async fn what_an_agent_ever_got_opens_nothing_at_the_gateway() {
     }
     assert_eq!(alice.http1(request).await.status(), StatusCode::OK);
     assert_eq!(alice.http2(at("/version")).await.status(), StatusCode::OK);
+    // A proof of who she is, as agents in end-to-end mode want one.
+    let key = KeyPair::generate().unwrap();
+    let now = towline_gateway::clock::Clock::System.unix();
+    let id_token = format!("{}.e30.c2ln", "e30".repeat(3));
+    let proof = Proof::new(id_token, Possession::state(&key, MEMBERSHIP, now)).to_header();
+    let proving = world.with_token(&format!("{token}~{proof}"));
+    assert_eq!(proving.http1(at("/version")).await.status(), StatusCode::OK);
     let (response, mut upload) = alice.upload("/api/v1/namespaces/n/configmaps").await;
     upload
         .send_data(Bytes::from_static(b"{\"data\":\"x\"}"), true)
         .unwrap();
     assert_eq!(bounded(response).await.unwrap().status(), StatusCode::OK);
-    for _ in 0..3 {
+    for _ in 0..4 {
         let (head, body) = bounded(kept.recv()).await.unwrap();
         headers.push(head);
         bodies.push(body);
@@ -109,6 +118,7 @@ async fn what_an_agent_ever_got_opens_nothing_at_the_gateway() {
     headers.push(handshake_answer(&world).await);
     let loot = loot(&headers, &bodies);
     assert!(loot.len() > 15, "{loot:?}");
+    assert!(loot.contains(&proof), "{loot:?}");
     assert!(
         loot.iter().any(|text| text.split('.').count() == 3),
         "grants are among it: {loot:?}"

@@ -196,6 +196,10 @@ pub struct GetCredentials {
     /// programs such as Argo CD, with a workload identity provider that takes its tokens directly
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// Have kubectl prove to the cluster's own agent who you are, by your identity provider's word: for clusters whose
+    /// agent believes no gateway (towline-agent run --end-to-end)
+    #[arg(long, conflicts_with = "token_file")]
+    pub end_to_end: bool,
     /// Write the gateway's bare address as the server: for programs that drop a server's path. The exec
     /// plugin's token leads to the one membership
     #[arg(long)]

@@ -72,6 +72,7 @@ pub(super) async fn run(context: &Context, args: GetCredentials) -> Result<(), E
                     context.dir.when_given(),
                     act_as.as_ref(),
                     context.credentials().as_deref(),
+                    args.end_to_end,
                 )),
             },
         });

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::{CLIENT_ID, Denied, OAuth, RefreshError, UNSAID_LIFETIME};
 use crate::{
     http::{self, Unreachable},
+    proof::OwnKey,
     tokens::Issued,
 };
 
@@ -34,7 +35,12 @@ impl<'a> Wanted<'a> {
 #[derive(Debug, Clone, Copy)]
 pub enum Subject<'a> {
     /// A person's ID token.
-    IdToken(&'a SecretString),
+    IdToken {
+        /// The token.
+        token: &'a SecretString,
+        /// What a token of this sign-in may commit to.
+        own_key: Option<&'a OwnKey>,
+    },
     /// A workload's own token.
     Workload {
         /// The token.
@@ -61,7 +67,7 @@ impl OAuth {
         wanted: Wanted<'_>,
     ) -> Result<Issued, RefreshError> {
         let (token, kind) = match subject {
-            Subject::IdToken(token) => (token, "urn:ietf:params:oauth:token-type:id_token"),
+            Subject::IdToken { token, .. } => (token, "urn:ietf:params:oauth:token-type:id_token"),
             Subject::Workload { token, .. } => (token, "urn:ietf:params:oauth:token-type:jwt"),
         };
         let mut form = vec![
@@ -75,6 +81,17 @@ impl OAuth {
         ];
         if let Subject::Workload { audience, .. } = subject {
             form.push(("audience", audience));
+        }
+        // Whoever has seen the ID token, as agents of clusters do, can't exchange it.
+        let possession = match subject {
+            Subject::IdToken { own_key, .. } => {
+                own_key.and_then(|key| key.possession(self.endpoints.token.url().as_str()))
+            }
+            Subject::Workload { .. } => None,
+        };
+        let possession = possession.map(|possession| possession.to_string());
+        if let Some(possession) = &possession {
+            form.push(("possession", possession));
         }
         form.extend(wanted.parameters());
         let response = self

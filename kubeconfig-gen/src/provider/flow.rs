@@ -20,7 +20,11 @@ use super::{
     Provider, ProviderError,
     id_token::{Expected, IdToken},
 };
-use crate::{clock, http::Unreachable};
+use crate::{
+    clock,
+    http::Unreachable,
+    proof::{NewKey, OwnKey},
+};
 
 /// A sign-in in a browser that has begun.
 #[derive(Debug)]
@@ -30,7 +34,7 @@ pub struct Attempt {
     redirect: RedirectUrl,
     verifier: PkceCodeVerifier,
     state: CsrfToken,
-    nonce: String,
+    key: NewKey,
 }
 
 /// What a provider gave.
@@ -44,6 +48,10 @@ pub struct Granted {
     pub subject: String,
     /// For the next one; the old one goes on when there is none.
     pub refresh_token: Option<SecretString>,
+    /// What the ID token says to which sign-in it belongs.
+    pub nonce: Option<String>,
+    /// The key that the nonce commits to.
+    pub own_key: Option<OwnKey>,
 }
 
 /// A renewal that did not come about.
@@ -88,27 +96,30 @@ impl Attempt {
 
 impl Provider {
     /// Begins a sign-in whose answer comes to `redirect` (a loopback address).
-    pub fn begin(&self, redirect: Url) -> Attempt {
+    ///
+    /// # Errors
+    /// See [`ProviderError::Key`].
+    pub fn begin(&self, redirect: Url) -> Result<Attempt, ProviderError> {
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
         let redirect = RedirectUrl::from_url(redirect);
-        let nonce = CsrfToken::new_random().into_secret();
+        let key = NewKey::generate()?;
         let client = self.client().set_redirect_uri(redirect.clone());
         let mut request = client
             .authorize_url(CsrfToken::new_random)
             .add_scopes(self.scopes())
-            .add_extra_param("nonce", nonce.clone())
+            .add_extra_param("nonce", key.nonce())
             .set_pkce_challenge(challenge);
         if let Some(audience) = &self.issuer.audience {
             request = request.add_extra_param("audience", audience);
         }
         let (url, state) = request.url();
-        Attempt {
+        Ok(Attempt {
             url,
             redirect,
             verifier,
             state,
-            nonce,
-        }
+            key,
+        })
     }
 
     /// Ends a sign-in with what came to its redirect address.
@@ -147,7 +158,9 @@ impl Provider {
             .request_async(&|request| self.call(request))
             .await
             .map_err(|error| self.sort(error).1)?;
-        self.granted(&answer, Some(&attempt.nonce), None)
+        let mut granted = self.granted(&answer, Some(&attempt.key.nonce()), None)?;
+        granted.own_key = Some(attempt.key.committed_by(granted.id_token.clone()));
+        Ok(granted)
     }
 
     /// Signs in on another device (RFC 8628); `show` is told what to open there.
@@ -168,11 +181,14 @@ impl Provider {
             .set_device_authorization_url(DeviceAuthorizationUrl::from_url(endpoint));
         // Keycloak asks it of clients that have to use PKCE, in this flow too; others pass over it.
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
+        let key = NewKey::generate()?;
         let begun: StandardDeviceAuthorizationResponse = client
             .exchange_device_code()
             .add_scopes(self.scopes())
             .add_extra_param("code_challenge", challenge.as_str())
             .add_extra_param("code_challenge_method", challenge.method().as_str())
+            // RFC 8628 says nothing of it; a provider that passes it on makes end-to-end mode possible.
+            .add_extra_param("nonce", key.nonce())
             .request_async(&|request| self.call(request))
             .await
             .map_err(|error| self.sort(error).1)?;
@@ -198,7 +214,11 @@ impl Provider {
                 RequestTokenError::Parse(..) => self.refused("its answer was not understood"),
                 RequestTokenError::Other(text) => self.refused(text),
             })?;
-        self.granted(&answer, None, None)
+        let mut granted = self.granted(&answer, None, None)?;
+        if granted.nonce.as_ref() == Some(&key.nonce()) {
+            granted.own_key = Some(key.committed_by(granted.id_token.clone()));
+        }
+        Ok(granted)
     }
 
     /// Asks for a new ID token of `subject`.
@@ -263,6 +283,8 @@ impl Provider {
             expires: claims.ends(clock::unix_now()),
             id_token,
             subject: claims.sub,
+            nonce: claims.nonce,
+            own_key: None,
             refresh_token: answer
                 .refresh_token()
                 .map(|token| token.secret().as_str().into()),

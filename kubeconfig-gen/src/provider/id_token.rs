@@ -16,7 +16,8 @@ pub struct IdToken {
     exp: u64,
     #[serde(default)]
     iat: u64,
-    nonce: Option<String>,
+    /// What was sent along with the question.
+    pub nonce: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

@@ -11,14 +11,14 @@
 mod mapping;
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
 
 use crate::configuration::{
     AuthenticationConfiguration, Invalid, JwtAuthenticator, Rules, prefix_of,
 };
-use crate::issuer::{Issuer, IssuerConfiguration};
+use crate::issuer::{Issuer, IssuerConfiguration, Until};
 use crate::token::{Refused, Token};
 use mapping::Mappings;
 
@@ -119,6 +119,29 @@ impl Authenticator {
         token: &str,
         now: SystemTime,
     ) -> Result<Authenticated, Refused> {
+        self.identify(token, now, Until::Expiry).await
+    }
+
+    /// Who a token is that was issued in the last `age`, whether it has expired or not: for an ID
+    /// token whose holder proves in another way that it is still theirs.
+    ///
+    /// # Errors
+    /// As [`Authenticator::authenticate`]; also for a token that doesn't say when it was issued.
+    pub async fn authenticate_issued_within(
+        &self,
+        token: &str,
+        now: SystemTime,
+        age: Duration,
+    ) -> Result<Authenticated, Refused> {
+        self.identify(token, now, Until::Age(age)).await
+    }
+
+    async fn identify(
+        &self,
+        token: &str,
+        now: SystemTime,
+        until: Until,
+    ) -> Result<Authenticated, Refused> {
         let token = Token::parse(token)?;
         let issuer = token.issuer()?;
         let Some(jwt) = self.jwt.iter().find(|jwt| jwt.issuer.url() == issuer) else {
@@ -131,7 +154,7 @@ impl Authenticator {
                     .join(", "),
             });
         };
-        let claims = jwt.issuer.verify_parsed(token, now).await?;
+        let claims = jwt.issuer.verify_parsed(token, now, until).await?;
         let user = jwt.mappings.apply(&claims)?;
         if self.rules.reserved_names {
             reserved("username", &user.username)?;

@@ -155,13 +155,14 @@ impl Issuer {
     /// [`Refused`], naming the check.
     pub async fn verify(&self, token: &str, now: SystemTime) -> Result<Claims, Refused> {
         let token = Token::parse(token)?;
-        self.verify_parsed(token, now).await
+        self.verify_parsed(token, now, Until::Expiry).await
     }
 
     pub(crate) async fn verify_parsed(
         &self,
         token: Token<'_>,
         now: SystemTime,
+        until: Until,
     ) -> Result<Claims, Refused> {
         let issuer = token.issuer()?;
         if issuer != self.url {
@@ -187,7 +188,7 @@ impl Issuer {
                 });
             }
         }
-        let (expires, issued) = times(&token.claims, now)?;
+        let (expires, issued) = times(&token.claims, now, until)?;
         self.verify_audience(&token.claims)?;
         self.verify_signature(&token, now).await?;
         Ok(Claims {
@@ -280,19 +281,38 @@ impl Issuer {
     }
 }
 
+/// Until when a token is taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Until {
+    /// Its own `exp`.
+    Expiry,
+    /// So long after its `iat`, whatever `exp` says.
+    Age(Duration),
+}
+
 /// `exp`, `nbf` and `iat`; gives expiry and issue.
 fn times(
     claims: &Map<String, Value>,
     now: SystemTime,
+    until: Until,
 ) -> Result<(SystemTime, Option<SystemTime>), Refused> {
     let expires = time(claims, "exp")?.ok_or(Refused::Claim {
         claim: "exp",
         problem: "is missing",
     })?;
-    if expires < now {
-        return Err(Refused::Expired { since: expires });
-    }
     let issued = time(claims, "iat")?;
+    let end = match until {
+        Until::Expiry => expires,
+        Until::Age(age) => issued
+            .and_then(|at| at.checked_add(age))
+            .ok_or(Refused::Claim {
+                claim: "iat",
+                problem: "is missing",
+            })?,
+    };
+    if end < now {
+        return Err(Refused::Expired { since: end });
+    }
     let latest = now.checked_add(LEEWAY).unwrap_or(now);
     for (claim, from) in [("nbf", time(claims, "nbf")?), ("iat", issued)] {
         if let Some(from) = from.filter(|from| *from > latest) {

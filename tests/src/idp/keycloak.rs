@@ -145,6 +145,26 @@ impl Keycloak {
         );
     }
 
+    /// Puts a user into a group.
+    #[track_caller]
+    pub fn add_to_group(&self, name: &str, group: &str) {
+        let user = self.id_of(&format!("users?exact=true&username={name}"));
+        let group = self.id_of(&format!("groups?exact=true&search={group}"));
+        self.admin(
+            "PUT",
+            &format!("/corp/users/{user}/groups/{group}"),
+            &json!({}),
+        );
+    }
+
+    #[track_caller]
+    fn id_of(&self, what: &str) -> String {
+        let found = self.ask("GET", &format!("/corp/{what}"), &Value::Null);
+        let id = found[0]["id"].as_str();
+        id.unwrap_or_else(|| panic!("there is no {what}: {found}"))
+            .to_owned()
+    }
+
     /// A user's password.
     pub fn password(name: &str) -> String {
         format!("correct horse {name}")
@@ -177,14 +197,8 @@ impl Keycloak {
     /// How many sign-ins of a user there are that outlive the browser's session.
     #[track_caller]
     pub fn offline_sign_ins(&self, name: &str) -> usize {
-        let id = |path: &str, what: &str| {
-            let found = self.ask("GET", path, &Value::Null);
-            let id = found[0]["id"].as_str();
-            id.unwrap_or_else(|| panic!("there is no {what}: {found}"))
-                .to_owned()
-        };
-        let user = id(&format!("/corp/users?exact=true&username={name}"), "user");
-        let client = id(&format!("/corp/clients?clientId={CLIENT}"), "client");
+        let user = self.id_of(&format!("users?exact=true&username={name}"));
+        let client = self.id_of(&format!("clients?clientId={CLIENT}"));
         let sessions = self.ask(
             "GET",
             &format!("/corp/users/{user}/offline-sessions/{client}"),

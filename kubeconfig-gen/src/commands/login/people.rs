@@ -10,7 +10,7 @@ use crate::{
     browser,
     cli::Login,
     nearest::nearest,
-    oauth::{OAuth, RefreshError, Subject, Wanted},
+    oauth::{OAuth, RefreshError, Wanted},
     output::remark,
     progress,
     provider::{Granted, Issuer, Provider, ProviderError},
@@ -51,7 +51,7 @@ pub(super) async fn sign_in(
         service_account: None,
     };
     let issued = oauth
-        .exchange(Subject::IdToken(&session.id_token), wanted)
+        .exchange(session.subject(), wanted)
         .await
         .map_err(refused_here)?;
     known.settings.issuer = Some(issuer.name.clone());
@@ -102,7 +102,7 @@ fn chosen<'a>(
 
 async fn in_browser(provider: &Provider, args: &Login) -> Result<Granted, Error> {
     let loopback = browser::Loopback::listen().await?;
-    let attempt = provider.begin(loopback.redirect().clone());
+    let attempt = provider.begin(loopback.redirect().clone())?;
     browser::show(&attempt.url, !args.no_browser);
     let callback = loopback
         .answer(|callback| attempt.is_answered_by(callback))

@@ -11,7 +11,14 @@ pub(crate) fn entry(name: &str) -> Entry {
         name: format!("towline_gw_p_global_{name}"),
         server: format!("https://gw/v1/{membership}"),
         certificate_authority: Some("PEM\n".to_owned()),
-        credential: Credential::Exec(exec_args("https://gw", &membership, None, None, None)),
+        credential: Credential::Exec(exec_args(
+            "https://gw",
+            &membership,
+            None,
+            None,
+            None,
+            false,
+        )),
     }
 }
 
@@ -56,7 +63,7 @@ fn a_token_file_takes_the_place_of_the_plugin_and_back() {
 fn a_service_account_is_part_of_the_plugins_arguments() {
     let membership = "projects/p/locations/global/memberships/m".parse().unwrap();
     let act_as = "deployer@p".parse().unwrap();
-    let args = exec_args("https://gw", &membership, None, Some(&act_as), None);
+    let args = exec_args("https://gw", &membership, None, Some(&act_as), None, false);
     assert_eq!(args[5..], ["--impersonate-service-account", "deployer@p"]);
 }
 
