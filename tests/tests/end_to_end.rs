@@ -300,7 +300,7 @@ fn other_groups_than_the_provider_signed_are_refused() {
 }
 
 #[test]
-fn a_sign_in_on_another_device_says_whether_it_will_do() {
+fn a_sign_in_on_another_device_will_do() {
     let Place {
         world, keycloak, ..
     } = place();
@@ -309,11 +309,7 @@ fn a_sign_in_on_another_device_says_whether_it_will_do() {
     let browser = keycloak.browser();
     idp::on_device(&dev, "corp", &browser, "dev", &Keycloak::password("dev"));
     get_credentials(&dev, "sealed", true);
-    let said = dev.kubectl("get configmaps").run();
-    // It is for the provider to sign the nonce in this flow.
-    let works = said.code == Some(0);
-    let told = said
-        .stderr
-        .contains("towline login --issuer corp, without --device");
-    assert!(works || told, "{said}");
+    connected(&dev);
+    // Keycloak signs the nonce in this flow too.
+    dev.kubectl("get configmaps").ok();
 }
