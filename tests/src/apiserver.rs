@@ -44,8 +44,13 @@ impl ApiServer {
     ///
     /// # Panics
     /// It doesn't listen.
-    pub fn start(cluster: &Cluster, authority: &Authority, configuration: &str) -> Self {
-        let directory = place::directory("apiserver");
+    pub fn start(
+        name: &str,
+        cluster: &Cluster,
+        authority: &Authority,
+        configuration: &str,
+    ) -> Self {
+        let directory = place::directory(name);
         let bin = PathBuf::from(cluster.setting("KUBE_BIN"));
         let [store, peers, port] = [free_port(), free_port(), free_port()];
         let etcd = Cmd::new(bin.join("etcd"))
@@ -58,7 +63,7 @@ impl ApiServer {
                 "--listen-peer-urls http://127.0.0.1:{peers} --initial-advertise-peer-urls http://127.0.0.1:{peers} \
                  --initial-cluster default=http://127.0.0.1:{peers}"
             ))
-            .start("etcd");
+            .start(&format!("{name}-etcd"));
         let file = directory.join("authentication.yaml");
         fs::write(&file, configuration).expect("a file can be written");
         let own = |name: &str| authority.directory.join(name).display().to_string();
@@ -73,7 +78,7 @@ impl ApiServer {
             .words(&format!("--authentication-config {}", file.display()))
             .words("--v 2")
             .under(OWN_USER.split_whitespace())
-            .start("kube-apiserver");
+            .start(name);
         let ca = authority.directory.join("ca.pem");
         let server = Self {
             program,

@@ -9,7 +9,7 @@
     reason = "a test says what went wrong by panicking"
 )]
 
-use std::{collections::BTreeMap, fs, time::SystemTime};
+use std::{collections::BTreeMap, fs, sync::Arc, time::SystemTime};
 
 use serde_json::{Value, json};
 use tests::{
@@ -18,6 +18,7 @@ use tests::{
     issuer::{Authority, Issuer},
     place,
 };
+use tokio::task::{JoinSet, block_in_place};
 use towline_oidc::{Authenticated, AuthenticationConfiguration, Authenticator, Rules};
 
 /// Begins the name of a file that both must refuse.
@@ -141,24 +142,79 @@ fn tokens(issuer: &str) -> Vec<(&'static str, Value)> {
     ]
 }
 
-#[tokio::test(flavor = "multi_thread")]
+/// API servers side by side: each takes ten seconds for a file that it takes, and does nothing in them.
+const LANES: usize = 4;
+
+/// What came of some of the files.
+#[derive(Debug, Default)]
+struct Compared {
+    wrong: Vec<String>,
+    taken: usize,
+    refused: usize,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
 async fn a_file_means_the_same_to_kube_apiserver() {
-    let authority = Authority::new("authentication");
-    let first = Issuer::start(&authority, &[]).await;
-    let second = Issuer::start(&authority, &[("/other", &first)]).await;
-    let mut server = ApiServer::start(
-        &Cluster::second(),
-        &authority,
-        "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt: []\n# first\n",
+    let authority = Arc::new(Authority::new("authentication"));
+    let first = Arc::new(Issuer::start(&authority, &[]).await);
+    let second = Arc::new(Issuer::start(&authority, &[("/other", &first)]).await);
+    let mut lanes = JoinSet::new();
+    for lane in 0..LANES {
+        let own = files().into_iter().skip(lane).step_by(LANES);
+        let own: Vec<(String, String)> = own.collect();
+        let authority = Arc::clone(&authority);
+        let issuers = [Arc::clone(&first), Arc::clone(&second)];
+        lanes.spawn(async move { compared(lane, own, &authority, &issuers).await });
+    }
+    let mut all = Compared::default();
+    for lane in lanes.join_all().await {
+        all.wrong.extend(lane.wrong);
+        all.taken += lane.taken;
+        all.refused += lane.refused;
+    }
+    let Compared {
+        wrong,
+        taken,
+        refused,
+    } = all;
+    assert!(
+        wrong.is_empty(),
+        "{} differences:\n{}",
+        wrong.len(),
+        wrong.join("\n")
     );
-    let mut wrong = Vec::new();
-    let (mut taken, mut refused) = (0, 0);
-    for (name, text) in files() {
+    assert!(
+        taken >= 30 && refused >= 30,
+        "{taken} files taken, {refused} refused"
+    );
+}
+
+/// Gives files to an API server and to Towline, one after the other.
+async fn compared(
+    lane: usize,
+    files: Vec<(String, String)>,
+    authority: &Authority,
+    [first, second]: &[Arc<Issuer>; 2],
+) -> Compared {
+    let mut server = block_in_place(|| {
+        ApiServer::start(
+            &format!("apiserver-{lane}"),
+            &Cluster::second(),
+            authority,
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt: []\n# first\n",
+        )
+    });
+    let Compared {
+        mut wrong,
+        mut taken,
+        mut refused,
+    } = Compared::default();
+    for (name, text) in files {
         let text = text
             .replace("${ISSUER}", &first.url)
             .replace("${ISSUER2}", &second.url)
             .replace("${CA}", &Value::from(authority.pem.clone()).to_string());
-        let (theirs, said) = server.configure(&text);
+        let (theirs, said) = block_in_place(|| server.configure(&text));
         let ours = AuthenticationConfiguration::parse(&text, &Rules::kubernetes());
         match (theirs, &ours) {
             (true, Err(error)) => wrong.push(format!("{name}: only Towline refuses it: {error}")),
@@ -176,29 +232,17 @@ async fn a_file_means_the_same_to_kube_apiserver() {
         };
         taken += 1;
         let authenticator = Authenticator::new(&ours, Rules::kubernetes()).expect("it was parsed");
-        let signed_in = compare(
-            &name,
-            &server,
-            &authenticator,
-            [&first, &second],
-            &mut wrong,
-        )
-        .await;
+        let signed_in = compare(&name, &server, &authenticator, [first, second], &mut wrong).await;
         let nobody = ["failing-expression.yaml", "no-issuers.yaml"].contains(&name.as_str());
         if (signed_in == 0) != nobody {
             wrong.push(format!("{name}: {signed_in} tokens are somebody"));
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} differences:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
-    assert!(
-        taken >= 30 && refused >= 30,
-        "{taken} files taken, {refused} refused"
-    );
+    Compared {
+        wrong,
+        taken,
+        refused,
+    }
 }
 
 /// Gives all tokens to both; says how many are somebody.
