@@ -124,6 +124,7 @@ pub fn review(lease: Lease, review: Bytes, request_id: String) -> Result<Outboun
     let request = http::Request::post(lease.permit().target().path.as_str())
         .header(header::CONTENT_TYPE, json.clone())
         .header(header::ACCEPT, json)
+        .header(audit::AUDIT_ID, &request_id)
         .body(())
         .map_err(|error| Refused::Internal(error.to_string()))?;
     let (head, ()) = request.into_parts();

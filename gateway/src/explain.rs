@@ -16,7 +16,7 @@ use towline_proto::{handshake::random_id, names::Membership, wire};
 
 use crate::{
     app::Gateway,
-    assert,
+    assert, audit,
     authn::Identity,
     authz,
     error::Refused,
@@ -156,7 +156,9 @@ pub(crate) async fn cluster(
     membership: &Membership,
     request: &RequestInfo,
 ) -> Result<ClusterAnswer, Refused> {
-    let request_id = random_id().map_err(|error| Refused::Internal(error.to_string()))?;
+    // That of the call, whose record says who asked; so the API server's own record leads to it.
+    let mut request_id = random_id().map_err(|error| Refused::Internal(error.to_string()))?;
+    audit::current(|record| request_id = record.id());
     tracing::info!(
         request_id, %membership, asker = %asker.principal, subject = %subject.principal, verb = request.verb,
         resource = request.resource, path = request.path, "explained"

@@ -249,6 +249,46 @@ mod tests {
     }
 
     #[test]
+    fn only_a_sign_in_with_a_key_proves_anything() {
+        let membership: Membership = "projects/p/locations/global/memberships/m".parse().unwrap();
+        let token = || Token {
+            token: "access".into(),
+            renew_at: u64::MAX,
+            expires: u64::MAX,
+        };
+        let of_gateway = SignIn::Gateway {
+            refresh_token: "r".into(),
+        };
+        for sign_in in [None, Some(of_gateway)] {
+            let refused = with_proof(token(), sign_in, &membership).unwrap_err();
+            assert!(matches!(refused, CredentialError::NoProvider), "{refused}");
+        }
+        let provider = |own_key: serde_json::Value| -> SignIn {
+            let mut session = json!({
+                "kind": "provider", "subject": "ann", "id_token": "a.b.c", "expires": 0,
+                "issuer": {"name": "corp", "issuer": "https://idp", "client_id": "towline"},
+                "endpoints": {"authorization_endpoint": "https://idp/a", "token_endpoint": "https://idp/t"},
+            });
+            session["own_key"] = own_key;
+            serde_json::from_value(session).unwrap()
+        };
+        let refused = with_proof(token(), Some(provider(json!(null))), &membership).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .contains("towline login --issuer corp, without --device"),
+            "{refused}"
+        );
+        let key = crate::proof::NewKey::generate().unwrap();
+        let own_key = serde_json::to_value(key.committed_by("a.b.c".into())).unwrap();
+        let proven = with_proof(token(), Some(provider(own_key)), &membership).unwrap();
+        let text = proven.token.expose_secret();
+        assert!(text.starts_with("access~a.b.c~"), "{text}");
+        // A new proof before this one ends, whatever the token is good for.
+        assert!(proven.renew_at < proven.expires && proven.expires < u64::MAX);
+    }
+
+    #[test]
     fn golden() {
         let token = Token {
             token: "secret".into(),

@@ -8,7 +8,7 @@
     reason = "a test says what went wrong by panicking"
 )]
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use serde_json::Value;
 use tests::{
@@ -210,4 +210,23 @@ fn explain_says_what_either_layer_says_and_why() {
         .towline("iam explain --membership it --project demo --member user:admin --verb list --resource pods")
         .fails();
     assert!(said.contains("lacks permission \"iam.explain\""), "{said}");
+
+    // Who asked in whose name: one id for the gateway's record and the API server's.
+    let mut calls = Vec::new();
+    wait_until("the question is recorded", PATIENCE, || {
+        let events = admin("audit list --project demo --since 10m --limit 1000 -o json");
+        let events: Vec<Value> = serde_json::from_str(&events).unwrap();
+        calls = events
+            .into_iter()
+            .filter(|event| event["verb"] == "Explain" && event["user"]["username"] == "admin")
+            .map(|event| event["auditID"].as_str().unwrap().to_owned())
+            .collect();
+        !calls.is_empty()
+    });
+    wait_until("the API server has it, too", PATIENCE, || {
+        let log = fs::read_to_string(cluster.audit_log()).unwrap();
+        log.lines()
+            .filter(|line| line.contains("selfsubjectaccessreviews") && line.contains("\"asked\""))
+            .any(|line| calls.iter().any(|id| line.contains(id)))
+    });
 }
