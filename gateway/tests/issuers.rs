@@ -547,7 +547,7 @@ async fn what_a_provider_was_is_over_when_it_changes() {
 
 #[tokio::test]
 async fn gitlabs_words_come_out_of_the_mapping() {
-    // docs/deploy/gitlab.md has this mapping.
+    // docs/identity.md has this mapping.
     let mapping = json!({
         "subject": "assertion.sub",
         "groups": "[\"gitlab:project:\" + assertion.project_id] \

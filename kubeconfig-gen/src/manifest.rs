@@ -24,6 +24,8 @@ pub struct Agent<'a> {
     pub namespace: &'a str,
     /// Whom it may impersonate.
     pub impersonate: &'a Impersonate,
+    /// The identity providers that callers prove to it who they are with: an `AuthenticationConfiguration`.
+    pub issuers: Option<&'a str>,
 }
 
 /// A manifest that can't be made.
@@ -35,6 +37,9 @@ pub enum ManifestError {
     /// Nothing between two commas.
     #[error("a name in --impersonate-users or --impersonate-groups is empty")]
     Empty,
+    /// Not what the agent reads.
+    #[error("it is no AuthenticationConfiguration of Kubernetes: {0}")]
+    Issuers(String),
     /// YAML can't say it.
     #[error("the manifest can't be written as YAML: {0}")]
     Yaml(String),
@@ -54,6 +59,20 @@ pub fn check(impersonate: &Impersonate) -> Result<(), ManifestError> {
         }
     }
     Ok(())
+}
+
+/// Refuses what is no `AuthenticationConfiguration` at all; the agent says what is wrong within one.
+///
+/// # Errors
+/// See [`ManifestError::Issuers`].
+pub fn check_issuers(text: &str) -> Result<(), ManifestError> {
+    let document: Value =
+        serde_saphyr::from_str(text).map_err(|e| ManifestError::Issuers(e.to_string()))?;
+    match document.get("kind").and_then(Value::as_str) {
+        Some("AuthenticationConfiguration") => Ok(()),
+        Some(other) => Err(ManifestError::Issuers(format!("its kind is {other:?}"))),
+        None => Err(ManifestError::Issuers("it has no kind".to_owned())),
+    }
 }
 
 /// What it means to name everybody.
@@ -175,6 +194,14 @@ fn objects(agent: &Agent<'_>) -> Vec<Value> {
         "roleRef": bound(&impersonate_role, "ClusterRole"),
         "subjects": account,
     }));
+    if let Some(issuers) = agent.issuers {
+        objects.push(json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": named(ISSUERS),
+            "data": {"issuers.yaml": issuers},
+        }));
+    }
     objects.push(deployment(agent));
     objects
 }
@@ -205,6 +232,29 @@ fn impersonation(impersonate: &Impersonate) -> Value {
 }
 
 fn deployment(agent: &Agent<'_>) -> Value {
+    let key = format!("{}/{KEY}", agent.namespace);
+    let health = format!("0.0.0.0:{HEALTH_PORT}");
+    let mut args = vec![
+        "run",
+        "--registration",
+        "/etc/towline/registration.yaml",
+        "--key-secret",
+        &key,
+        "--health-listen",
+        &health,
+    ];
+    let mut mounts =
+        vec![json!({"name": "registration", "mountPath": "/etc/towline", "readOnly": true})];
+    let mut volumes = vec![
+        json!({"name": "registration", "secret": {"secretName": REGISTRATION, "defaultMode": 288}}),
+    ];
+    if agent.issuers.is_some() {
+        args.extend(["--end-to-end", "/etc/towline-issuers/issuers.yaml"]);
+        mounts.push(
+            json!({"name": "issuers", "mountPath": "/etc/towline-issuers", "readOnly": true}),
+        );
+        volumes.push(json!({"name": "issuers", "configMap": {"name": ISSUERS}}));
+    }
     let probe = |path: &str| json!({"httpGet": {"path": path, "port": "health"}, "periodSeconds": 10, "failureThreshold": 3});
     json!({
         "apiVersion": "apps/v1",
@@ -232,15 +282,7 @@ fn deployment(agent: &Agent<'_>) -> Value {
                         "name": "agent",
                         "image": agent.image,
                         "imagePullPolicy": "IfNotPresent",
-                        "args": [
-                            "run",
-                            "--registration",
-                            "/etc/towline/registration.yaml",
-                            "--key-secret",
-                            format!("{}/{KEY}", agent.namespace),
-                            "--health-listen",
-                            format!("0.0.0.0:{HEALTH_PORT}"),
-                        ],
+                        "args": args,
                         "ports": [{"name": "health", "containerPort": HEALTH_PORT}],
                         "livenessProbe": probe("/livez"),
                         "readinessProbe": probe("/readyz"),
@@ -250,9 +292,9 @@ fn deployment(agent: &Agent<'_>) -> Value {
                             "capabilities": {"drop": ["ALL"]},
                             "readOnlyRootFilesystem": true,
                         },
-                        "volumeMounts": [{"name": "registration", "mountPath": "/etc/towline", "readOnly": true}],
+                        "volumeMounts": mounts,
                     }],
-                    "volumes": [{"name": "registration", "secret": {"secretName": REGISTRATION, "defaultMode": 288}}],
+                    "volumes": volumes,
                 },
             },
         },
@@ -280,6 +322,7 @@ pub const DEFAULT_NAMESPACE: &str = "towline";
 
 const REGISTRATION: &str = "towline-agent-registration";
 const KEY: &str = "towline-agent-key";
+const ISSUERS: &str = "towline-agent-issuers";
 /// The name that the gateway's message about a missing rule has.
 const IMPERSONATE: &str = "gateway-impersonate";
 const HEALTH_PORT: u16 = 8081;
@@ -305,6 +348,7 @@ mod tests {
             image: "agent:1",
             namespace: "towline",
             impersonate,
+            issuers: None,
         };
         serde_saphyr::from_str_multiple(&render(&agent).unwrap()).unwrap()
     }
@@ -331,6 +375,38 @@ mod tests {
             .collect();
         assert_eq!(kinds[0], "Namespace", "applied in order");
         assert_eq!(kinds.len(), 10);
+    }
+
+    #[test]
+    fn issuers_are_mounted_where_the_agent_looks() {
+        let impersonate = named(&["alice"], &[]);
+        let issuers =
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt: []\n";
+        check_issuers(issuers).unwrap();
+        let agent = Agent {
+            registration: "x",
+            image: "agent:1",
+            namespace: "towline",
+            impersonate: &impersonate,
+            issuers: Some(issuers),
+        };
+        let objects: Vec<Value> =
+            serde_saphyr::from_str_multiple(&render(&agent).unwrap()).unwrap();
+        let map = find(&objects, "ConfigMap", ISSUERS);
+        assert_eq!(map["data"]["issuers.yaml"], issuers);
+        let pod = &find(&objects, "Deployment", AGENT)["spec"]["template"]["spec"];
+        let args = pod["containers"][0]["args"].as_array().unwrap();
+        let file = args.iter().position(|arg| arg == "--end-to-end").unwrap() + 1;
+        let mount = &pod["containers"][0]["volumeMounts"][1]["mountPath"];
+        assert_eq!(
+            args[file],
+            format!("{}/issuers.yaml", mount.as_str().unwrap())
+        );
+        assert_eq!(pod["volumes"][1]["configMap"]["name"], ISSUERS);
+        for (text, says) in [("kind: Pod", "\"Pod\""), ("a: b", "no kind"), ("{", "")] {
+            let refused = check_issuers(text).unwrap_err().to_string();
+            assert!(refused.contains(says), "{refused}");
+        }
     }
 
     #[test]
@@ -368,6 +444,7 @@ mod tests {
             image: "agent:1",
             namespace: "other",
             impersonate: &impersonate,
+            issuers: None,
         };
         let objects: Vec<Value> =
             serde_saphyr::from_str_multiple(&render(&agent).unwrap()).unwrap();

@@ -137,6 +137,10 @@ pub struct Register {
     /// The namespace for the agent
     #[arg(long, requires = "manifest", default_value = crate::manifest::DEFAULT_NAMESPACE)]
     pub namespace: MembershipId,
+    /// Have callers prove to the agent who they are, so that no gateway can invent them: a Kubernetes
+    /// AuthenticationConfiguration with the identity providers to believe
+    #[arg(long, value_name = "FILE", requires = "manifest")]
+    pub end_to_end: Option<PathBuf>,
     /// Whom the agent may impersonate.
     #[command(flatten)]
     pub impersonate: Impersonate,

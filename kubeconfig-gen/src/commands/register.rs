@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::CallError,
-    atomic,
+    atomic, bounded,
     cli::Register,
     clock,
     manifest::{self, Agent},
@@ -36,6 +36,7 @@ pub(super) async fn run(context: &Context, args: Register) -> Result<(), Error> 
         )));
     }
     manifest::check(&args.impersonate).map_err(|e| refused(e.to_string()))?;
+    let issuers = args.end_to_end.as_deref().map(issuers).transpose()?;
     let api = context.api()?;
     let project = context.project_or_only(&api).await?;
     let location = args.location.clone().unwrap_or_else(Location::global);
@@ -68,6 +69,7 @@ pub(super) async fn run(context: &Context, args: Register) -> Result<(), Error> 
             image: &args.image,
             namespace: args.namespace.as_str(),
             impersonate: &args.impersonate,
+            issuers: issuers.as_deref(),
         };
         text = manifest::render(&agent).map_err(|e| refused(e.to_string()))?;
     }
@@ -112,6 +114,23 @@ pub(super) async fn run(context: &Context, args: Register) -> Result<(), Error> 
             "Next, where the cluster's API server can be reached: towline-agent run --registration {file}"
         ));
     }
-    remark(&format!("Then here: towline get-credentials {}", args.name));
+    let proving = if issuers.is_some() {
+        " --end-to-end"
+    } else {
+        ""
+    };
+    remark(&format!(
+        "Then here: towline get-credentials {}{proving}",
+        args.name
+    ));
     Ok(())
+}
+
+/// The file with the identity providers for the agent.
+fn issuers(file: &Path) -> Result<String, Error> {
+    let text =
+        bounded::read_to_string(file).map_err(|e| Error::Read(file.display().to_string(), e))?;
+    manifest::check_issuers(&text)
+        .map_err(|e| refused(format!("--end-to-end {}: {e}", file.display())))?;
+    Ok(text)
 }
