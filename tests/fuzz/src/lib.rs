@@ -34,6 +34,7 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("websocket", request::websocket),
     ("statement", statements::statement),
     ("handshake", statements::handshake),
+    ("proof", statements::proof),
     ("mac", statements::mac),
     ("replay", statements::replay),
     ("guard", guard::admit),

@@ -5,18 +5,20 @@ use std::{collections::HashSet, sync::LazyLock};
 use serde_json::{Value, json};
 use towline_proto::{
     assertion::{Grant, ReplayWindow, Sealed, SessionKey},
+    end_to_end::{self, Possession, Proof},
     handshake::{self, Facts, Opening},
     jws::{KeyPair, Kind},
     keys::{self, Chain, Use},
 };
 
 const NOW: u64 = 1_800_000_000;
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     Kind::Certificate,
     Kind::Hello,
     Kind::Proof,
     Kind::Grant,
     Kind::AccessToken,
+    Kind::Possession,
 ];
 
 /// The keys of a gateway and an agent, made once.
@@ -120,6 +122,24 @@ pub(crate) fn handshake(data: &[u8]) {
     let honest = (&other_chain, &proof) == (&chain, &accepted.proof);
     let opened = opening.finish(keys.root.public(), &other_chain, &proof, NOW);
     assert_eq!(opened.is_ok(), honest, "{proof}");
+}
+
+/// What isn't the possession that was stated doesn't prove that somebody has the key.
+pub(crate) fn proof(data: &[u8]) {
+    const AUDIENCE: &str = "projects/p/locations/global/memberships/m";
+    let key = &KEYS.agent;
+    let nonce = end_to_end::nonce(&key.public());
+    let stated = Possession::state(key, AUDIENCE, NOW);
+    let genuine = Proof::new("a.b.c".to_owned(), stated.clone()).to_header();
+    let Some(text) = changed(&genuine, data) else {
+        return;
+    };
+    let Ok(proof) = Proof::from_header(&text) else {
+        assert_ne!(text, genuine);
+        return;
+    };
+    let verified = proof.possession().verify_at(&nonce, AUDIENCE, NOW);
+    assert_eq!(verified.is_ok(), *proof.possession() == stated, "{text}");
 }
 
 /// A MAC is good for the request that it was made for, and for no other.
