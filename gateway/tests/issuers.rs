@@ -545,6 +545,53 @@ async fn what_a_provider_was_is_over_when_it_changes() {
     ended(&access, "deleted").await;
 }
 
+/// A token that was had before is looked at anew; here nobody has one.
+#[tokio::test]
+async fn what_is_disabled_signs_nobody_in() {
+    let (office, issuer) = with_provider(json!({})).await;
+    let alice = office.token("alice");
+    let token = job(&issuer, "org/app", AUDIENCE);
+    let pool = |disabled: bool| json!({"project": "p", "pool": "ci", "disabled": disabled});
+    for (pool_disabled, provider_disabled) in [(true, false), (false, true), (false, false)] {
+        office
+            .ok(
+                &alice,
+                "WorkloadIdentity/SetPoolDisabled",
+                pool(pool_disabled),
+            )
+            .await;
+        let settings = json!({"disabled": provider_disabled});
+        office
+            .ok(
+                &alice,
+                "WorkloadIdentity/UpdateProvider",
+                provider(&issuer, settings),
+            )
+            .await;
+        if pool_disabled || provider_disabled {
+            let (error, reason) = refused(&office, &workload(&token, AUDIENCE)).await;
+            assert_eq!(error, "invalid_grant");
+            assert!(reason.contains("disabled"), "{reason}");
+        } else {
+            signed_in(&office, &workload(&token, AUDIENCE)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn exchanges_cannot_be_tried_out() {
+    let (office, issuer) = with_provider(json!({})).await;
+    let forger = Issuer::unreachable(&issuer.url);
+    let forged = job(&forger, "org/app", AUDIENCE);
+    let mut slowed = 0;
+    for _ in 0..130 {
+        let (error, _) = refused(&office, &workload(&forged, AUDIENCE)).await;
+        slowed += u32::from(error == "slow_down");
+    }
+    // 100 at once, then one a second.
+    assert!(slowed >= 10, "{slowed} of 130 were not looked at");
+}
+
 #[tokio::test]
 async fn gitlabs_words_come_out_of_the_mapping() {
     // docs/identity.md has this mapping.
@@ -629,6 +676,10 @@ async fn settings_that_cannot_work_are_refused_by_field() {
             "attribute_condition: ",
         ),
         (json!({"jwksJson": "{}"}), "jwks_json: "),
+        (
+            json!({"jwksJson": format!("{}{}", issuer.keys(), " ".repeat(32 * 1024))}),
+            "jwks_json: it is longer than 32768 bytes",
+        ),
         (json!({"allowedAudiences": [""]}), "allowed_audiences: "),
     ] {
         let (status, answer) = office

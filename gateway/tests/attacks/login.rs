@@ -590,7 +590,7 @@ async fn a_password_cannot_be_tried_out() {
         (StatusCode::TOO_MANY_REQUESTS, None)
     );
     assert!(answer.headers.contains_key(header::RETRY_AFTER));
-    // A forged address is no other address.
+    // Whoever says to come from elsewhere is still refused.
     let answer = issuer
         .post(
             "/oauth2/authorize",
@@ -638,11 +638,11 @@ async fn a_registration_token_cannot_be_tried_out() {
         .to_string()
     };
     let gateway = issuer.0.world.running.public_address();
-    let redeem = |token: String| {
+    let redeem = |token: String, lines: &'static str| {
         let body = message(&token);
         async move {
             let head = format!(
-                "POST /towline.v1.Enrolment/Redeem HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                "POST /towline.v1.Enrolment/Redeem HTTP/1.1\r\nHost: x\r\n{lines}Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
                 body.len()
             );
             super::raw::exchange(gateway, head.as_bytes())
@@ -653,7 +653,7 @@ async fn a_registration_token_cannot_be_tried_out() {
     let began = Instant::now();
     let mut tried = 0;
     for number in 0..150 {
-        let status = redeem(format!("guess-{number}")).await.status;
+        let status = redeem(format!("guess-{number}"), "").await.status;
         assert!(matches!(status, 403 | 429), "{status}");
         tried += u64::from(status == 403);
     }
@@ -663,6 +663,14 @@ async fn a_registration_token_cannot_be_tried_out() {
         "{tried} of 150 were looked at"
     );
     assert!(tried >= 100, "{tried}");
+    // A forged address is no other address.
+    let forged =
+        "X-Forwarded-For: 192.0.2.7\r\nForwarded: for=192.0.2.8\r\nX-Real-Ip: 192.0.2.9\r\n";
+    let mut refused = false;
+    for _ in 0..5 {
+        refused |= redeem("guess".to_owned(), forged).await.status == 429;
+    }
+    assert!(refused);
     // The agent that is enrolled still is.
     assert_eq!(issuer.0.world.sessions(), 1);
 }

@@ -164,7 +164,7 @@ async fn the_owner_of_one_project_is_nobody_in_another() {
         .unwrap();
     let membership: Membership = "projects/q/locations/global/memberships/m".parse().unwrap();
     store
-        .register(&membership, false, "another token", u64::MAX >> 1, 10)
+        .register(&membership, false, "another token", 0, u64::MAX >> 1)
         .await
         .unwrap();
     let before = state(&store, &q).await;

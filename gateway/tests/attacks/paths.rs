@@ -133,6 +133,7 @@ async fn whatever_form_a_target_has_it_is_read_once() {
         assert_eq!(answers[0].status, code, "{target}: {answers:?}");
     }
     // Authority form and asterisk form, methods in another case or of another protocol.
+    let mut failed = Vec::new();
     for line in [
         "CONNECT 10.0.0.1:443".to_owned(),
         "CONNECT gateway.test:443".to_owned(),
@@ -152,9 +153,12 @@ async fn whatever_form_a_target_has_it_is_read_once() {
             );
             let answers = exchange(gateway, bytes.as_bytes()).await;
             let status = answers.first().map(|answer| answer.status);
-            assert!(matches!(status, Some(400 | 405)), "{line}: {answers:?}");
+            if !matches!(status, Some(400 | 405)) {
+                failed.push(format!("{line}: {status:?}"));
+            }
         }
     }
+    assert!(failed.is_empty(), "{failed:#?}");
     // Over HTTP/2 too; a `:path` in absolute form is no path.
     let absolute = format!("https://gateway.test{BASE}/api");
     for (method, path) in [

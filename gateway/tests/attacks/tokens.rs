@@ -399,6 +399,10 @@ async fn a_huge_token_is_not_looked_at() {
 #[tokio::test]
 async fn a_token_of_one_membership_is_good_nowhere_else() {
     let mut ground = Ground::new().await;
+    // There, and alice may do everything in it.
+    let other = "projects/p/locations/global/memberships/x".parse().unwrap();
+    let store = &ground.gateway().store;
+    store.register(&other, false, "of x", 0, 10).await.unwrap();
     let of_m = ground.world.token("alice", Some("m"), 600);
     let of_x = ground.world.token("alice", Some("x"), 600);
     let at = |name: &str| {

@@ -248,15 +248,73 @@ async fn token_request(
     status
 }
 
+fn named(id: &str) -> Membership {
+    format!("projects/p/locations/global/memberships/{id}")
+        .parse()
+        .unwrap()
+}
+
+/// Another cluster of project `p`, and its agent's key.
+async fn enrolled(world: &World, id: &str) -> (Membership, KeyPair) {
+    let (membership, key) = (named(id), KeyPair::generate().unwrap());
+    let store = &world.running.gateway().store;
+    store.register(&membership, false, id, 0, 10).await.unwrap();
+    store
+        .redeem(&membership, id, key.public(), 1)
+        .await
+        .unwrap();
+    (membership, key)
+}
+
+#[tokio::test]
+async fn an_agent_gets_no_other_clusters_requests() {
+    let world = World::start().await;
+    let (agent, mut of_m) = double::recording();
+    world.agent(agent).await;
+    let (membership, key) = enrolled(&world, "n").await;
+    let (agent, mut of_n) = double::recording();
+    let gateway = world.running.gateway();
+    let _agent = double::connect(
+        world.running.public_address(),
+        &key,
+        gateway.keys.root(),
+        membership.clone(),
+        agent,
+    )
+    .await;
+    bounded(async {
+        while gateway.tunnels.sessions(&membership) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let alice = world.as_user("alice");
+    for _ in 0..8 {
+        for id in ["m", "n"] {
+            let path = format!("/v1/{}/of-{id}", named(id));
+            assert_eq!(alice.http1(get(&path)).await.status(), StatusCode::OK);
+        }
+    }
+    for (seen, path) in [(&mut of_m, "/of-m"), (&mut of_n, "/of-n")] {
+        for _ in 0..8 {
+            let (head, grant) = bounded(seen.recv()).await.unwrap();
+            assert_eq!(head.uri.path(), path);
+            assert!(path.ends_with(grant.membership.id.as_str()));
+        }
+        assert!(seen.try_recv().is_err());
+    }
+}
+
 #[tokio::test]
 async fn an_agent_speaks_for_its_own_membership_alone() {
     let world = World::start().await;
     let now = towline_gateway::clock::Clock::System.unix();
     let root = world.running.gateway().keys.root();
+    // A cluster that is enrolled under a key of its own, and one that there isn't.
+    let (_, theirs) = enrolled(&world, "n").await;
+    assert_ne!(theirs.public(), world.agent_key.public());
     for other in ["n", "m2"] {
-        let membership: Membership = format!("projects/p/locations/global/memberships/{other}")
-            .parse()
-            .unwrap();
+        let membership = named(other);
         let opening =
             Opening::new(&world.agent_key, membership, root, &Facts::default(), now).unwrap();
         assert_eq!(

@@ -167,7 +167,7 @@ async fn a_proof_without_its_key_is_none() {
     for (possession, words) in [
         (own_key, "does not commit"),
         (elsewhere, "the statement is for"),
-        (earlier, "was made 1000 s ago"),
+        (earlier, "may be 300 s old"),
         (later, "may be 300 s old"),
     ] {
         let said = place

@@ -161,10 +161,28 @@ async fn critical_headers_and_doubled_names_are_refused_though_signed() {
     assert_eq!(error, Refused::Critical);
 }
 
+/// The modulus of an RSA key of 1024 bits, and what it signed: a library that takes such keys is needed to make them.
+const WEAK_KEY: &str = "4KjdcG-q73QvyZfpYbWAiJRp0nDGhm4vHjrH7xlFu0NHQBobesa-tR0Mfkmh27ECLgNV0Ecy85Vu9N5n9N5lsNFmJv9xKPkGnCk49Gof7ejlb0x1zZhEKtSsnUH37eeey-wWbqr8dAgyRGjwj1ZbIqpV04NqclSRz1oZWj5qJic";
+const SIGNED_BY_IT: &str = "L1FLtF1QBPLbk8PXUUz50EIqS8zSNT192B7mbZUNOSUng9i-3jcprCaHf6Uik9Fye5G2DPi8ORiKnAc-IRK6g1F0KFKFpnfjd9tzgdZa1PnRxkjCtWFe_AxYxY7OSeUng5WtXOOQfV73iuTPdYfvDJD1wdquh13ObicMSAQTdfM";
+
 #[tokio::test]
 async fn weak_rsa_keys_verify_nothing() {
-    let jwks = json!({"keys": [{"kty": "RSA", "kid": "k", "n": encode([255; 64]), "e": "AQAB"}]});
-    let token = Signer::rsa().token("k", &claims(json!({})));
-    let refused = refused(&issuer(jwks.to_string()), &token).await;
-    assert!(matches!(refused, Refused::Signature { .. }), "{refused}");
+    let jwks = |n: &str| json!({"keys": [{"kty": "RSA", "kid": "k", "n": n, "e": "AQAB"}]});
+    let signed = format!(
+        "{}.{}",
+        encode(r#"{"alg":"RS256","kid":"k"}"#),
+        encode(
+            r#"{"iss":"https://issuer.example","aud":"towline","sub":"alice","exp":1800000300}"#
+        )
+    );
+    for (jwks, token) in [
+        (jwks(WEAK_KEY), format!("{signed}.{SIGNED_BY_IT}")),
+        (
+            jwks(&encode([255; 64])),
+            Signer::rsa().token("k", &claims(json!({}))),
+        ),
+    ] {
+        let refused = refused(&issuer(jwks.to_string()), &token).await;
+        assert!(matches!(refused, Refused::Signature { .. }), "{refused}");
+    }
 }

@@ -215,6 +215,15 @@ async fn hostile_documents_give_no_keys() {
             stranger.discovery("/keys"),
             "is of another issuer",
         ),
+        // Another's name over keys that can be had.
+        (
+            discovery,
+            Page::Json(
+                json!({"issuer": stranger.url, "jwks_uri": format!("{}/keys", server.url)})
+                    .to_string(),
+            ),
+            "is of another issuer",
+        ),
         (
             discovery,
             Page::Json(text(server.discovery("/keys")).replace("https://", "https:///")),
@@ -270,6 +279,53 @@ async fn hostile_documents_give_no_keys() {
         assert!(refused.contains(says), "{refused} lacks {says}");
     }
     assert_eq!(stranger.requests(), 0);
+}
+
+/// Nothing is wrong with it but its size, or with one of its keys but their number.
+#[tokio::test]
+async fn a_huge_key_set_is_not_read() {
+    let (signer, server, _) = started().await;
+    let padded = json!({"keys": [signer.jwk("one")], "padding": "x".repeat(2 << 20)});
+    server.set("/keys", Page::Json(padded.to_string()));
+    let refused = unavailable(&server, &signer).await;
+    assert!(refused.contains("more than 1048576 bytes"), "{refused}");
+
+    let other = Signer::ed25519();
+    let mut keys: Vec<Value> = (0..128).map(|n| other.jwk(&n.to_string())).collect();
+    keys.push(signer.jwk("one"));
+    server.set("/keys", Page::Json(json!({"keys": keys}).to_string()));
+    let refused = Issuer::new(server.configuration())
+        .unwrap()
+        .verify(&token(&signer, "one", &server), at(0))
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, Refused::UnknownKey { .. }), "{refused}");
+}
+
+/// A key id is a name, whatever it looks like; and where the header says that keys are, nobody looks.
+#[tokio::test]
+async fn a_key_id_that_is_a_url_is_not_fetched() {
+    let (_, server, issuer) = started().await;
+    let stranger = Signer::es256();
+    server.set("/strangers", Page::Json(stranger.jwks("one")));
+    let url = format!("{}/strangers", server.url);
+    for header in [
+        json!({"alg": "ES256", "kid": url}),
+        json!({"alg": "ES256", "kid": "one", "jku": url}),
+        json!({"alg": "ES256", "kid": url, "jku": url, "x5u": url}),
+    ] {
+        let token = stranger.token_with(&header, &claims(json!({"iss": server.url})));
+        let refused = issuer.verify(&token, at(0)).await.unwrap_err();
+        assert!(
+            matches!(
+                refused,
+                Refused::UnknownKey { .. } | Refused::Signature { .. }
+            ),
+            "{header}: {refused}"
+        );
+    }
+    // The issuer's two documents, thrice, as for any key that isn't known.
+    assert_eq!(server.requests(), 6);
 }
 
 #[tokio::test]
