@@ -171,8 +171,12 @@ need 'identity providers' 15 tests/idp/build
 
 export TOWLINE_BIN_DIR=$STATIC_PROGRAMS
 [ "$tier" != full ] || export TOWLINE_FULL=1
+# Figures of tests that pass: how long what was killed took to come back.
+shown=()
+[ "$tier" != full ] || shown=(-- --show-output)
 step 'whole programs on real clusters' "$([ "$tier" = full ] && echo 90 || echo 30)" \
-	cargo test -p tests --features cluster --locked --no-fail-fast || true
+	cargo test -p tests --features cluster --locked --no-fail-fast "${shown[@]}" || true
+grep -hE '^[a-z ]+( killed [0-9]+ times,.*|: (before|after) .*)' "$logs"/*-whole-programs-on-real-clusters.log | sed 's/^/run: /' || true
 # What callers do all day, once more behind what ends TLS in front of a gateway.
 behind=(kubectl exec_cp helm clients http)
 for front in nginx haproxy; do
