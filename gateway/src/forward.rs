@@ -33,9 +33,9 @@ use crate::{
     target::{Kind, Place},
     tunnels::{Held, Sent},
 };
-use websocket::Framed;
+use framed::Framed;
 
-pub(crate) mod websocket;
+pub(crate) mod framed;
 
 /// What a browser would take as said by the gateway for all that stands under its name: a cluster, or a pod behind
 /// its API server's proxy, speaks for itself alone. A cookie would come back to the gateway's own pages, and never to
@@ -157,6 +157,7 @@ pub async fn answer(
                     outgoing,
                     held,
                     running,
+                    request_id: request_id.clone(),
                 },
             ))
         }
@@ -274,6 +275,7 @@ struct Pipe {
     outgoing: body::Sender,
     held: Held,
     running: Running,
+    request_id: String,
 }
 
 /// Answers 101 and carries bytes from then on.
@@ -283,12 +285,12 @@ fn switch(
     protocol: HeaderValue,
     pipe: Pipe,
 ) -> Response<Body> {
-    let websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
     head.status = StatusCode::SWITCHING_PROTOCOLS;
     head.headers.remove(header::CONTENT_LENGTH);
     head.headers
         .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    head.headers.insert(header::UPGRADE, protocol);
+    head.headers.insert(header::UPGRADE, protocol.clone());
+    let headers = head.headers.clone();
     gateway.tasks.spawn(async move {
         let Pipe {
             upgrade,
@@ -296,6 +298,7 @@ fn switch(
             outgoing,
             held,
             running,
+            request_id,
         } = pipe;
         let connection = match upgrade.await {
             Ok(connection) => TokioIo::new(connection),
@@ -305,7 +308,7 @@ fn switch(
                 return;
             }
         };
-        let mut connection = Framed::new(connection, websocket);
+        let mut connection = Framed::new(connection, &protocol, &headers);
         let Ended {
             aborted,
             sent,
@@ -317,7 +320,7 @@ fn switch(
             Some(aborted) => {
                 let reason = reason(aborted);
                 tracing::debug!(sent, received, reason, "stream aborted");
-                connection.close(&reason).await;
+                connection.close(&reason, &request_id).await;
                 running.end(&reason);
             }
         }

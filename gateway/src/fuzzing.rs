@@ -17,7 +17,7 @@ pub fn bearer(headers: &HeaderMap) -> Result<Option<String>, Refused> {
 
 /// Whether a Close frame could stand after each of these pieces of a WebSocket's bytes.
 pub fn boundaries<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<bool> {
-    forward::websocket::boundaries(pieces)
+    forward::framed::boundaries(pieces)
 }
 
 /// For a query of the sign-in form that is taken: the redirect as asked for, the redirect with a code, the page.

@@ -56,10 +56,7 @@ fn ends(user: &User, protocol: Protocol, change: &str) -> String {
         "{protocol:?}: {:?}",
         since.elapsed()
     );
-    // Over SPDY kubectl takes a cut connection for an end.
-    if protocol == Protocol::WebSocket {
-        assert!(!status.success(), "{}", exec.err());
-    }
+    assert!(!status.success(), "{protocol:?}: {}", exec.err());
     exec.err()
 }
 
@@ -87,11 +84,7 @@ fn a_binding_that_is_removed_ends_a_running_exec_with_the_reason() {
         );
         let said = ends(&user, protocol, &change);
         let reason = format!("user \"{name}\" lacks permission \"gateway.stream\"");
-        match protocol {
-            Protocol::WebSocket => assert!(said.contains(&reason), "{said}"),
-            // SPDY has no words for it: the connection is cut, and the reason is in the list.
-            Protocol::Spdy => assert!(!said.contains("lacks permission"), "{said}"),
-        }
+        assert!(said.contains(&reason), "{protocol:?}: {said}");
         ended_with(&user, &reason);
     }
 }
