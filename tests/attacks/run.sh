@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Takes out what stops each attack, one check at a time, and sees its test fail.
-# What is taken out is in mutations.patch, which tests have to fail then in
-# list.txt. Needs no cluster.
+# What is taken out is in mutations.patch and, of the HTTP libraries, in
+# libraries.patch; which tests have to fail then is in list.txt. Needs no cluster.
 set -euo pipefail
 
 here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
@@ -11,12 +11,13 @@ usage() {
 	cat <<'USAGE'
 Usage: tests/attacks/run.sh [--tree DIR] [MUTATION...]
 
-Builds the tests with mutations.patch in a tree of their own. There all tests of
-list.txt have to pass with nothing taken out; then they run with one mutation at
-a time, and how each failed is told. A test that passes all the same is GREEN,
+Builds the tests in a tree of their own, with mutations.patch there and
+libraries.patch in copies of hyper and h2. There all tests of list.txt have to pass
+with nothing taken out; then they run with one mutation at a time, and how each
+failed is told. A test that passes all the same is GREEN,
 and the exit status is 1.
 
-  --tree DIR  a tree where the patch is applied already
+  --tree DIR  a tree where the patches are applied already
   MUTATION    only these
 
 Environment
@@ -54,19 +55,42 @@ clean() {
 }
 trap clean EXIT
 
-sed -n '/^diff/q; p' "$here/mutations.patch"
+# apply PATCH ARGUMENT...: with git
+apply() {
+	local patch=$here/$1
+	shift
+	git "$@" "$patch" || {
+		printf 'attacks: %s is for other code: %s\n' "${patch##*/}" "$(head -n 1 "$patch")" >&2
+		printf '     do: apply it to a tree of its own, mend it there, git diff\n' >&2
+		exit 1
+	}
+}
+
+# library NAME: a copy of it, in the version of Cargo.lock.
+library() {
+	local version manifest
+	version=$(awk -v name="$1" '$1 == "name" { mine = $3 == "\"" name "\"" } mine && $1 == "version" { gsub(/"/, "", $3); print $3; exit }' "$tree/Cargo.lock")
+	manifest=$(cd "$tree" && cargo metadata --locked --format-version 1 | grep -o "\"manifest_path\":\"[^\"]*/$1-$version/Cargo.toml\"" | cut -d '"' -f 4)
+	cp -r "${manifest%/Cargo.toml}" "$work/libraries/$1"
+	chmod -R u+w "$work/libraries/$1"
+}
+
+for patch in mutations libraries; do sed -n '1p' "$here/$patch.patch"; done
 if [ -z "$tree" ]; then
 	tree=$work/tree
 	git -C "$top" worktree add --quiet --detach "$tree" HEAD
 	# As it stands on disk: what is being worked on has to stop the attacks.
 	git -C "$top" diff --binary HEAD | git -C "$tree" apply --allow-empty --index
-	git -C "$tree" apply --3way "$here/mutations.patch" || {
-		printf 'attacks: mutations.patch is for other code: %s\n' "$(head -n 1 "$here/mutations.patch")" >&2
-		printf '     do: git apply --3way in a worktree of its own, mend, git diff HEAD\n' >&2
-		exit 1
-	}
+	mkdir "$work/libraries"
+	library hyper
+	library h2
+	apply libraries.patch -C "$work/libraries" apply
+	apply mutations.patch -C "$tree" apply --3way
+	printf '\n[patch.crates-io]\nhyper = { path = "%s" }\nh2 = { path = "%s" }\n' \
+		"$work/libraries/hyper" "$work/libraries/h2" >>"$tree/Cargo.toml"
 fi
-(cd "$tree" && cargo test --locked --no-run -p towline-proto -p towline-oidc -p towline-gateway -p towline-agent) 2>&1 |
+# Not --locked: the lock file has to learn of the copies.
+(cd "$tree" && cargo test --offline --no-run -p towline-proto -p towline-oidc -p towline-gateway -p towline-agent) 2>&1 |
 	tee "$work/executables" >&2
 
 # `Executable tests/path.rs (/…/deps/path-0123abcd)`, `Executable unittests src/lib.rs (/…/deps/towline_oidc-0123abcd)`
