@@ -579,6 +579,23 @@ async fn what_is_disabled_signs_nobody_in() {
 }
 
 #[tokio::test]
+async fn nothing_outlives_what_it_was_given_for() {
+    let ends = json!(towline_gateway::clock::Clock::System.unix() + 20);
+    let issuer = Issuer::start().await;
+    let office = with_people(&issuer, "").await;
+    let id = person(&issuer, json!({"exp": ends}));
+    let (_, lifetime) = signed_in(&office, &id_token(&id)).await;
+    assert!(lifetime <= 20, "{lifetime}");
+
+    let (office, issuer) = with_provider(json!({})).await;
+    let claims = json!({
+        "aud": AUDIENCE, "sub": "x", "repository": "org/app", "repository_owner": "org", "exp": ends,
+    });
+    let (_, lifetime) = signed_in(&office, &workload(&issuer.sign(claims), AUDIENCE)).await;
+    assert!(lifetime <= 20, "{lifetime}");
+}
+
+#[tokio::test]
 async fn exchanges_cannot_be_tried_out() {
     let (office, issuer) = with_provider(json!({})).await;
     let forger = Issuer::unreachable(&issuer.url);

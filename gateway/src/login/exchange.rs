@@ -38,9 +38,6 @@ const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 
-/// The least that a token for another issuer's is good for, in seconds: that one may be about to end.
-const LEAST: u64 = 60;
-
 /// Answers an exchange.
 pub(super) async fn tokens(
     gateway: &Gateway,
@@ -128,7 +125,7 @@ async fn person(gateway: &Gateway, token: &str, form: &Form) -> Result<Holding, 
     let audience = token_endpoint(&gateway.config);
     let found = people.authenticate(token, possession.as_ref(), &audience, clock);
     match found.await {
-        Ok(found) => Ok(vouched(gateway, found)),
+        Ok(found) => Ok(vouched(found)),
         Err(people::Refused::Token(refused)) if refused.is_unavailable() => {
             Err(Refusal::unavailable(refused.to_string()))
         }
@@ -161,7 +158,7 @@ async fn workload(gateway: &Gateway, token: &str, form: &Form) -> Result<Holding
         None => Err(workload::Refused::NoProvider(provider)),
     };
     match found {
-        Ok(found) => Ok(vouched(gateway, found)),
+        Ok(found) => Ok(vouched(found)),
         Err(workload::Refused::Token(refused)) if refused.is_unavailable() => {
             Err(Refusal::unavailable(refused.to_string()))
         }
@@ -170,11 +167,11 @@ async fn workload(gateway: &Gateway, token: &str, form: &Form) -> Result<Holding
 }
 
 /// Another issuer's word for somebody, until then.
-fn vouched(gateway: &Gateway, (standing, expires): (Standing, u64)) -> Holding {
+fn vouched((standing, expires): (Standing, u64)) -> Holding {
     Holding {
         standing,
         family: None,
-        until: Some(expires.max(gateway.clock.unix() + LEAST)),
+        until: Some(expires),
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Threat: a token of little worth is exchanged for one of more: for another audience, for longer, for somebody else.
 //! Decision: whoever asks says what they hold ([`Holding`]); the new token is never good for more of anything but
-//! what policies give: an audience within the old one, an end before the old one's where a token of this gateway was
-//! exchanged, and service accounts that each link may act as.
+//! what policies give: an audience within the old one, an end no later than the old one's, and service accounts that
+//! each link may act as.
 
 use towline_proto::{endpoint, handshake::random_id, jws::Kind};
 
