@@ -57,14 +57,14 @@ pub enum CredentialError {
     Call(CallError),
     /// Nobody but the gateway says who the user is.
     #[error(
-        "the cluster is to be shown by your identity provider who you are (--end-to-end), and you signed in at the \
-         gateway itself; run: towline login, with a provider (--issuer NAME)"
+        "this kubeconfig proves to the cluster who you are by your identity provider's word (--end-to-end), and you \
+         signed in at the gateway itself; run: towline login --issuer NAME"
     )]
     NoProvider,
     /// The provider didn't sign the nonce.
     #[error(
-        "the cluster is to be shown who you are (--end-to-end), and the sign-in at {0:?} was not made for it; run: \
-         towline login --issuer {0}, without --device"
+        "this kubeconfig proves to the cluster who you are by your identity provider's word (--end-to-end), and the \
+         sign-in at {0:?} holds no such proof; run: towline login --issuer {0}, without --device"
     )]
     NoKey(String),
     /// HTTPS can't be set up.
