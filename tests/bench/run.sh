@@ -84,10 +84,15 @@ measure+=(--file "$scene/file" --process "gateway=$gateway_pid" --process "agent
 
 # The same client, the same kubectl, the same machine. Through the gateway first:
 # its memory is idle as it was started.
-say 'through the gateway'
 "${quickstart[@]}" env >"$scene/env"
 # shellcheck disable=SC2016
-bash -euc '. "$0"; PATH='"$CACHE/bin"':$PATH; exec "$@"' "$scene/env" \
+through_gateway=(bash -euc '. "$0"; PATH='"$CACHE/bin"':$PATH; exec "$@"' "$scene/env")
+# What one person may ask in a minute is asked in two seconds here.
+for holder in '' --default; do
+	"${through_gateway[@]}" towline quotas set requests_per_minute --project demo ${holder:+"$holder"} --limit 100000000 >/dev/null
+done
+say 'through the gateway'
+"${through_gateway[@]}" \
 	"$bench" measure --kubeconfig "$state/kubeconfig" "${measure[@]}" >"$output/gateway.json"
 say 'straight to the API server'
 "$CLUSTER" exec bench -- "$bench" measure --kubeconfig "$("$CLUSTER" dir bench)/admin.kubeconfig" \
