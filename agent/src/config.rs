@@ -74,7 +74,7 @@ pub struct RunFlags {
     #[arg(long, value_name = "FILE", env = "TOWLINE_END_TO_END")]
     pub end_to_end: Option<PathBuf>,
 
-    /// How long ago callers may have signed in at their identity provider (30m, 12h)
+    /// How long ago the ID token of a caller may have been issued (30m, 12h)
     #[arg(long, value_name = "TIME", env = "TOWLINE_END_TO_END_MAX_AGE", default_value = "12h", value_parser = duration)]
     pub end_to_end_max_age: Duration,
 
@@ -330,7 +330,7 @@ mod tests {
         run: RunFlags,
     }
 
-    const GOOD: &str = "gateway: https://gw.example\nrootKey: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n\
+    const GOOD: &str = "gateway: https://gw.example\nrootKey: l2mseHg6OSVTSPtumuTl7EYBy5yNqRZ1u9aJROfumM0\n\
                         membership: projects/p/locations/global/memberships/m\ntoken: t\n";
 
     fn load(arguments: &[&str], registration: &str) -> Result<Config, ConfigError> {

@@ -90,9 +90,9 @@ pub enum Denied {
         /// Which.
         name: String,
     },
-    /// An extra that the agent alone sets.
-    #[error("extra {0:?} is set by the agent and by nobody else")]
-    Reserved(&'static str),
+    /// An extra that is Towline's own to set.
+    #[error("extra {0:?} is Towline's own to set, and nobody else's")]
+    Reserved(String),
     /// Whom the caller asks to be can't be read.
     #[error(transparent)]
     Nested(#[from] InvalidNested),

@@ -129,16 +129,19 @@ impl Caller {
             standing,
             grounds,
         } = &*self.session;
-        if let Some(id) = id
-            && let Ok(Some(sign_in)) = grounds.store.sign_in(id).await
-            && sign_in.revoked
-        {
-            return Err(format!("{} signed out", who(&standing.base.principal())));
-        }
+        let signed_out = match id {
+            Some(id) => {
+                let sign_in = grounds.store.sign_in(id).await;
+                sign_in.is_ok_and(|sign_in| sign_in.is_some_and(|sign_in| sign_in.revoked))
+            }
+            None => false,
+        };
         match standing.now(grounds).await {
+            // Whoever was shut out is told that, and not that their sign-ins ended with it.
+            Err(lost) if !matches!(lost, Lost::Store(_)) => Err(lost.to_string()),
+            _ if signed_out => Err(format!("{} signed out", who(&standing.base.principal()))),
             Ok((identity, timed)) => Ok(Some((Arc::new(identity), timed))),
-            Err(Lost::Store(_)) => Ok(None),
-            Err(lost) => Err(lost.to_string()),
+            Err(_) => Ok(None),
         }
     }
 }
@@ -162,8 +165,8 @@ pub async fn identify(
         ),
         Err(error) => match &target.place {
             Place::Named(named) if error.is_anothers() => {
-                let direct = direct(gateway, Some(&named.project), &token).await?;
-                let (standing, _) = direct.ok_or_else(|| Refused::Token(error.to_string()))?;
+                let direct = direct(gateway, &named.project, &token).await?;
+                let standing = direct.ok_or_else(|| Refused::Token(error.to_string()))?;
                 (named.clone(), session(gateway, None, standing).await?)
             }
             _ => return Err(Refused::Token(error.to_string())),
@@ -189,37 +192,23 @@ fn membership(target: &Target, audience: &Audience) -> Result<Membership, Refuse
     }
 }
 
-/// Whom a workload's own token names that came as the bearer token, and until when it is good (Unix seconds); `None`
-/// where no provider takes any. Only providers of the URL's project are asked; without a URL, the one that the token
-/// is for.
+/// Whom a workload's own token names that came as the bearer token; `None` where no provider takes any. Only providers
+/// of the URL's project are asked.
 ///
 /// # Errors
 /// 401 with the check that failed.
-pub(crate) async fn direct(
+async fn direct(
     gateway: &Gateway,
-    project: Option<&Project>,
+    project: &Project,
     token: &str,
-) -> Result<Option<(Standing, u64)>, Refused> {
+) -> Result<Option<Standing>, Refused> {
     let Gateway { config, clock, .. } = gateway;
     let internal = |error: StoreError| Refused::Internal(error.to_string());
     let Ok(issuer) = towline_oidc::unverified_issuer(token) else {
         return Ok(None);
     };
-    let mut candidates = match project {
-        Some(project) => gateway
-            .store
-            .providers(project)
-            .await
-            .map_err(internal)?
-            .to_vec(),
-        None => {
-            let mut named = Vec::new();
-            for provider in workload::audiences(config, token) {
-                named.extend(gateway.store.provider(&provider).await.map_err(internal)?);
-            }
-            named
-        }
-    };
+    let providers = gateway.store.providers(project).await;
+    let mut candidates = providers.map_err(internal)?.to_vec();
     candidates.retain(|row| row.settings.direct && !row.disabled && !row.pool_disabled);
     if candidates.is_empty() {
         return Ok(None);
@@ -236,7 +225,7 @@ pub(crate) async fn direct(
             .authenticate(config, clock, row, token)
             .await
         {
-            Ok(found) => return Ok(Some(found)),
+            Ok((standing, _)) => return Ok(Some(standing)),
             // Of several the one whose audience fits has the word.
             Err(other) if !refused.is_audience() && !refused.is_no_direct() => drop(other),
             Err(other) => refused = other,
@@ -297,6 +286,13 @@ pub(crate) async fn standing(
     match sign_in.map_err(|error| Refused::Internal(error.to_string()))? {
         Some(sign_in) if !sign_in.revoked => {
             Ok((sign_in.standing.clone(), Some(sign_in.family.clone())))
+        }
+        // Whoever was shut out is told that, and not that their sign-ins ended with it.
+        Some(sign_in)
+            if let Err(lost) = sign_in.standing.now(&gateway.grounds()).await
+                && !matches!(lost, Lost::Store(_)) =>
+        {
+            Err(Refused::Token(lost.to_string()))
         }
         _ => Err(Refused::Token(
             "its sign-in was ended; run: towline login".to_owned(),

@@ -22,6 +22,7 @@ use towline_proto::{
     upgraded::{self, Ended},
     wire,
 };
+use url::Url;
 
 use crate::{
     app::Gateway,
@@ -117,7 +118,7 @@ pub async fn answer(
     for name in OF_THE_ORIGIN {
         head.headers.remove(name);
     }
-    keep_prefix(&mut head.headers, &held, origin);
+    keep_prefix(head.status, &mut head.headers, &held, origin)?;
 
     let permit = held.lease().permit();
     let request_id = &record.id();
@@ -226,36 +227,77 @@ pub(crate) async fn refusal(code: &HeaderValue, body: Incoming) -> Refused {
     }
 }
 
-/// A redirect within the API server stays within the membership's URL.
-fn keep_prefix(headers: &mut HeaderMap, held: &Held, origin: &Origin) {
+/// A redirect stays within the membership's URL, or isn't passed on: clients send their token to wherever it leads
+/// (CVE-2022-3172), and a cluster may not lead them to another.
+///
+/// # Errors
+/// It leads elsewhere.
+fn keep_prefix(
+    status: StatusCode,
+    headers: &mut HeaderMap,
+    held: &Held,
+    origin: &Origin,
+) -> Result<(), Refused> {
+    let Some(location) = headers.get(header::LOCATION) else {
+        return Ok(());
+    };
     let permit = held.lease().permit();
-    if permit.target().place == Place::OfToken {
-        return;
-    }
-    let Some(location) = headers
-        .get(header::LOCATION)
-        .and_then(|value| value.to_str().ok())
-    else {
-        return;
+    let prefix = match permit.target().place {
+        Place::OfToken => String::new(),
+        Place::Named(_) => endpoint::path(permit.membership()),
     };
-    let own = origin.host.as_deref().and_then(|host| {
-        let rest = location
-            .strip_prefix("https://")
-            .or_else(|| location.strip_prefix("http://"))?;
-        rest.strip_prefix(host).filter(|path| path.starts_with('/'))
+    let within = location.to_str().ok().and_then(|location| {
+        let host = origin.host.as_deref()?;
+        within(location, host, &prefix, &permit.target().path)
     });
-    let path = match own {
-        Some(path) => path,
-        None if location.starts_with('/') && !location.starts_with("//") => location,
-        None => return,
+    let kept = within.and_then(|within| HeaderValue::from_str(&within).ok());
+    match kept {
+        Some(kept) => {
+            headers.insert(header::LOCATION, kept);
+            Ok(())
+        }
+        // Of a 201, say: nobody follows it.
+        None if !status.is_redirection() => Ok(()),
+        None => {
+            let location: String = String::from_utf8_lossy(location.as_bytes())
+                .chars()
+                .take(200)
+                .collect();
+            Err(Refused::Cluster(format!(
+                "it redirects to {location:?}, out of this cluster's reach, which is not passed on"
+            )))
+        }
+    }
+}
+
+/// Path and query below `prefix` that a `Location` leads to, as a client will read it (RFC 3986 §5), from `path` of the
+/// API server; `None` for another origin.
+fn within(location: &str, host: &str, prefix: &str, path: &str) -> Option<String> {
+    let base = Url::parse(&format!("https://{host}{path}")).ok()?;
+    let to = base.join(location).ok()?;
+    let bare = to.username().is_empty() && to.password().is_none();
+    // The API server's own requests come over TLS; one that says http means its own address all the same.
+    let scheme = matches!(to.scheme(), "https" | "http");
+    let same = to.host() == base.host()
+        && (to.port_or_known_default() == base.port_or_known_default()
+            || (to.scheme() == "http" && to.port() == base.port()));
+    if !(bare && scheme && same) {
+        return None;
+    }
+    let rest = to.path();
+    let mut kept = if !prefix.is_empty() && rest.starts_with(&format!("{prefix}/")) {
+        rest.to_owned()
+    } else {
+        format!("{prefix}{rest}")
     };
-    let prefix = endpoint::path(permit.membership());
-    if path.starts_with(&prefix) {
-        return;
+    if let Some(query) = to.query() {
+        kept.push_str(&format!("?{query}"));
     }
-    if let Ok(kept) = HeaderValue::from_str(&format!("{prefix}{path}")) {
-        headers.insert(header::LOCATION, kept);
+    if let Some(fragment) = to.fragment() {
+        kept.push_str(&format!("#{fragment}"));
     }
+    // Two slashes at the beginning would name a host.
+    (!kept.starts_with("//")).then_some(kept)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -469,5 +511,61 @@ impl<R: Future<Output = String>> HttpBody for LongRunning<R> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_stay_within_the_cluster_however_they_are_spelled() {
+        let prefix = "/v1/projects/p/locations/global/memberships/m";
+        let to = |location: &str| within(location, "gw.example:8443", prefix, "/api/v1/nodes?x=1");
+        for (location, path) in [
+            ("/healthz", "/healthz"),
+            ("/a/../b?c=d#e", "/b?c=d#e"),
+            ("pods", "/api/v1/pods"),
+            ("../apis/x", "/api/apis/x"),
+            ("?watch=1", "/api/v1/nodes?watch=1"),
+            ("https://gw.example:8443/version", "/version"),
+            ("http://gw.example:8443/version", "/version"),
+            ("HTTPS://GW.EXAMPLE:8443/version", "/version"),
+            (&format!("{prefix}/api"), "/api"),
+            (&format!("https://gw.example:8443{prefix}/api"), "/api"),
+            // Out of the prefix and into another's: what is left is a path of this cluster.
+            ("/../n/api", "/n/api"),
+            ("/%2e%2e/n/api", "/n/api"),
+            (
+                "/v1/projects/p/locations/global/memberships/n/api",
+                "/v1/projects/p/locations/global/memberships/n/api",
+            ),
+            ("\\..\\n", "/n"),
+            ("../../../../../n", "/n"),
+        ] {
+            assert_eq!(to(location), Some(format!("{prefix}{path}")), "{location}");
+        }
+        for location in [
+            "https://evil.example/",
+            "//evil.example/",
+            "\\\\evil.example/",
+            "https://gw.example/",
+            "https://gw.example:8444/",
+            "https://a@gw.example:8443/version",
+            "https://a:b@gw.example:8443/version",
+            "//a@gw.example:8443/",
+            "javascript:alert(1)",
+            "data:text/plain,a",
+            "ftp://gw.example:8443/",
+        ] {
+            assert_eq!(to(location), None, "{location}");
+        }
+        // A server without a path: the token leads to the one membership.
+        assert_eq!(
+            within("/healthz", "gw.example", "", "/api"),
+            Some("/healthz".into())
+        );
+        assert_eq!(within("//evil.example", "gw.example", "", "/api"), None);
+        assert_eq!(within("/.//evil.example", "gw.example", "", "/api"), None);
     }
 }

@@ -426,9 +426,30 @@ async fn a_binding_on_the_account_is_for_it_alone_and_goes_with_it() {
     let (_, error, _) = refused(&office, &reader, &[("impersonate_service_account", "b@p")]).await;
     assert_eq!(error, "access_denied");
 
+    // Also where the project's policy names it, alone and beside another.
+    let project = json!({"resource": "projects/p"});
+    let before = office.ok(&alice, "Iam/GetPolicy", project.clone()).await;
+    let mut policy = before.clone();
+    for members in [
+        json!(["serviceAccount:a@p"]),
+        json!(["serviceAccount:a@p", "serviceAccount:b@p"]),
+    ] {
+        let binding = json!({"role": "fleetViewer", "members": members});
+        policy["bindings"].as_array_mut().unwrap().push(binding);
+    }
+    let set = json!({"resource": "projects/p", "policy": policy});
+    office.ok(&alice, "Iam/SetPolicy", set).await;
+
     let a = json!({"project": "p", "name": "a"});
     office.ok(&alice, "ServiceAccounts/Delete", a.clone()).await;
     office.ok(&alice, "ServiceAccounts/Create", a).await;
     let (_, error, _) = refused(&office, &reader, &[("impersonate_service_account", "a@p")]).await;
     assert_eq!(error, "access_denied");
+    let after = office.ok(&alice, "Iam/GetPolicy", project).await;
+    let mut expected = before["bindings"].clone();
+    expected
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"role": "fleetViewer", "members": ["serviceAccount:b@p"]}));
+    assert_eq!(after["bindings"], expected);
 }

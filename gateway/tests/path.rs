@@ -519,12 +519,23 @@ async fn a_redirect_within_the_api_server_stays_within_the_membership() {
     let alice = world.as_user("alice");
     for (to, location) in [
         ("/api/x?y=z", format!("{BASE}/api/x?y=z")),
-        ("//elsewhere/x", "//elsewhere/x".to_owned()),
-        ("https://elsewhere/x", "https://elsewhere/x".to_owned()),
-        ("relative", "relative".to_owned()),
+        ("relative", format!("{BASE}/relative")),
+        ("/../other/api", format!("{BASE}/other/api")),
     ] {
         let response = alice.http1(get(&format!("/r?{to}"))).await;
         assert_eq!(response.headers()["location"], location, "{to}");
+    }
+    // Clients send their token wherever they are led.
+    for to in [
+        "//elsewhere/x",
+        "https://elsewhere/x",
+        "http://127.0.0.1:1/x",
+        "HTTPS://elsewhere/x",
+        "https://a@elsewhere/x",
+    ] {
+        let response = alice.http1(get(&format!("/r?{to}"))).await;
+        assert_eq!(response.status(), StatusCode::BAD_GATEWAY, "{to}");
+        assert!(!response.headers().contains_key("location"), "{to}");
     }
 }
 

@@ -215,8 +215,8 @@ impl From<CredentialError> for Error {
     }
 }
 
-/// How long before its end a proof is made anew, in seconds.
-const EARLY: u64 = 60;
+/// How long before its end a proof is made anew, in seconds: this machine's clock may be behind the cluster's.
+const EARLY: u64 = 120;
 
 const V1: &str = "client.authentication.k8s.io/v1";
 const V1BETA1: &str = "client.authentication.k8s.io/v1beta1";

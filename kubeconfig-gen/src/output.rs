@@ -1,6 +1,9 @@
 //! What goes to standard output and standard error.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    borrow::Cow,
+    io::{self, IsTerminal, Write},
+};
 
 use prost_reflect::ReflectMessage;
 use serde_json::Value;
@@ -52,7 +55,7 @@ impl Output {
     /// See [`OutputError`].
     pub fn text(self, text: &str) -> Result<(), OutputError> {
         let mut out = io::stdout().lock();
-        out.write_all(text.as_bytes())?;
+        out.write_all(printable(text).as_bytes())?;
         Ok(out.flush()?)
     }
 
@@ -124,10 +127,35 @@ fn value<M: ReflectMessage>(message: &M) -> Result<Value, OutputError> {
 /// Says something to whoever runs the program, beside the result.
 #[expect(clippy::print_stderr, reason = "this is the place for it")]
 pub fn remark(text: &str) {
-    eprintln!("{text}");
+    eprintln!("{}", printable(text));
+}
+
+/// Without what would have a terminal do something: much of what is printed was said by somebody else, an agent or a
+/// gateway that nobody trusts yet.
+fn printable(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if text.contains(acts) {
+        Cow::Owned(text.replace(acts, "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
+    }
 }
 
 /// Whether somebody watches standard error.
 pub fn is_watched() -> bool {
     io::stderr().is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_printed_moves_a_cursor() {
+        assert_eq!(printable("a\tb\nc"), "a\tb\nc");
+        assert_eq!(
+            printable("v1\u{1b}]0;owned\u{7}\r\u{9b}2J"),
+            "v1\u{fffd}]0;owned\u{fffd}\u{fffd}\u{fffd}2J"
+        );
+    }
 }

@@ -61,6 +61,9 @@ pub enum InvalidStatement {
     /// No JWS, another algorithm, or a signature of another key.
     #[error("the statement's signature or form is wrong")]
     Signature(#[source] jsonwebtoken::errors::Error),
+    /// The header says that there is more to it than is known here (RFC 7515 §4.1.11).
+    #[error("the statement has critical headers, and none are known here")]
+    Critical,
     /// Signed, but for another purpose.
     #[error("the statement is of type {found:?}, not {wanted:?}")]
     Kind {
@@ -85,9 +88,15 @@ impl PublicKey {
     /// From the raw 32 bytes.
     ///
     /// # Errors
-    /// Another length.
+    /// Another length, or a point of small order.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidPublicKey> {
-        bytes.try_into().map(Self).map_err(|_| InvalidPublicKey)
+        let point: [u8; 32] = bytes.try_into().map_err(|_| InvalidPublicKey)?;
+        let mut unsigned = point;
+        unsigned[31] &= 0x7f;
+        if SMALL_ORDER.contains(&unsigned) {
+            return Err(InvalidPublicKey);
+        }
+        Ok(Self(point))
     }
 
     /// The raw 32 bytes.
@@ -122,6 +131,9 @@ impl PublicKey {
         let key = DecodingKey::from_ed_der(&self.0);
         let token = jsonwebtoken::decode::<T>(statement, &key, &validation)
             .map_err(InvalidStatement::Signature)?;
+        if has_critical_headers(statement) {
+            return Err(InvalidStatement::Critical);
+        }
         if token.header.typ.as_deref() == Some(kind.typ()) {
             Ok(token.claims)
         } else {
@@ -132,6 +144,44 @@ impl PublicKey {
         }
     }
 }
+
+/// The library passes over `crit`.
+fn has_critical_headers(statement: &str) -> bool {
+    let header = statement.split('.').next().unwrap_or_default();
+    let header = BASE64URL.decode(header).unwrap_or_default();
+    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&header)
+        .map_or(true, |header| header.contains_key("crit"))
+}
+
+/// Points of small order (RFC 7748 §7), without the sign: under such a key one signature fits many messages, and nobody
+/// need have made it.
+const SMALL_ORDER: [[u8; 32]; 7] = {
+    const fn around(first: u8) -> [u8; 32] {
+        let mut point = [0xff; 32];
+        point[0] = first;
+        point[31] = 0x7f;
+        point
+    }
+    let mut one = [0; 32];
+    one[0] = 1;
+    [
+        [0; 32],
+        one,
+        [
+            0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef,
+            0x98, 0xf0, 0xd5, 0xdf, 0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88,
+            0x6d, 0x53, 0xfc, 0x05,
+        ],
+        [
+            0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10,
+            0x67, 0x0f, 0x2a, 0x20, 0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77,
+            0x92, 0xac, 0x03, 0x7a,
+        ],
+        around(0xec),
+        around(0xed),
+        around(0xee),
+    ]
+};
 
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -297,6 +347,34 @@ mod tests {
                 .verify::<serde_json::Value>(Kind::Grant, &hmac)
                 .is_err()
         );
+    }
+
+    #[test]
+    fn critical_headers_are_refused_though_signed() {
+        let key = KeyPair::generate().unwrap();
+        let good = key.sign(Kind::Grant, &serde_json::json!({"a": 1}));
+        let (_, rest) = good.split_once('.').unwrap();
+        let (claims, _) = rest.split_once('.').unwrap();
+        let header = BASE64URL
+            .encode(r#"{"alg":"EdDSA","typ":"towline-grant+jwt","crit":["exp2"],"exp2":1}"#);
+        let signed = format!("{header}.{claims}");
+        let signature =
+            jsonwebtoken::crypto::sign(signed.as_bytes(), &key.private, Algorithm::EdDSA).unwrap();
+        let refused = key
+            .public()
+            .verify::<serde_json::Value>(Kind::Grant, &format!("{signed}.{signature}"));
+        assert!(matches!(refused, Err(InvalidStatement::Critical)));
+    }
+
+    #[test]
+    fn points_of_small_order_are_no_keys() {
+        for point in SMALL_ORDER {
+            for sign in [0, 0x80] {
+                let mut point = point;
+                point[31] |= sign;
+                assert_eq!(PublicKey::from_bytes(&point), Err(InvalidPublicKey));
+            }
+        }
     }
 
     #[test]

@@ -21,6 +21,14 @@ use crate::role::Rights;
 /// else: for the API server's audit log. A caller can't set it.
 pub const ORIGINAL_USER: &str = "towline.dev/original-user";
 
+/// What extras begin with that Towline alone sets.
+const OWN: &str = "towline.dev/";
+
+/// The API server takes an extra's key in any case.
+fn is_own(key: &str) -> bool {
+    key.to_lowercase().starts_with(OWN)
+}
+
 /// What the API server adds to everybody; it is not sent.
 pub(super) const AUTHENTICATED: &str = "system:authenticated";
 
@@ -123,7 +131,7 @@ impl Impersonation {
         let groups = person.groups.iter().filter(|group| *group != AUTHENTICATED);
         let groups: Vec<&String> = groups.collect();
         if person.extra.contains_key(ORIGINAL_USER) {
-            return Err(Denied::Reserved(ORIGINAL_USER));
+            return Err(Denied::Reserved(ORIGINAL_USER.to_owned()));
         }
         Ok(Self {
             who: Who::new(
@@ -263,8 +271,9 @@ impl Wanted {
         if !is_service_account(&nested.user) {
             allowed.check("user", &nested.user)?;
         }
-        if nested.extra.contains_key(ORIGINAL_USER) {
-            return Err(Denied::Reserved(ORIGINAL_USER));
+        // What tells an auditor who is behind a request: whoever asks to be somebody else doesn't write it.
+        if let Some(key) = nested.extra.keys().find(|key| is_own(key)) {
+            return Err(Denied::Reserved(key.chars().take(200).collect()));
         }
         let groups: Vec<&String> = nested.groups.iter().collect();
         let who = Who::new(

@@ -546,12 +546,19 @@ fn nobody_may_ask_to_be_the_clusters_own() {
 fn nobody_else_says_who_the_original_user_is() {
     let pair = pair(&[]);
     let forged = BTreeMap::from([(ORIGINAL_USER.to_owned(), vec!["{}".to_owned()])]);
-    let nested = Nested {
-        extra: forged.clone(),
-        ..to_be("bob")
-    };
-    let denied = admit_both(&pair, asks(&pair, &nested)).unwrap_err();
-    assert!(matches!(denied, Denied::Reserved(_)), "{denied}");
+    for key in [
+        ORIGINAL_USER,
+        "Towline.dev/original-user",
+        "towline.dev/delegates",
+        "TOWLINE.DEV/anything",
+    ] {
+        let nested = Nested {
+            extra: BTreeMap::from([(key.to_owned(), vec!["user:root".to_owned()])]),
+            ..to_be("bob")
+        };
+        let denied = admit_both(&pair, asks(&pair, &nested)).unwrap_err();
+        assert!(matches!(denied, Denied::Reserved(_)), "{key}: {denied}");
+    }
     let denied = pair.admit_as(|grant| grant.extra = forged).unwrap_err();
     assert!(matches!(denied, Denied::Reserved(_)), "{denied}");
     // A caller who was instead of themself would have none.

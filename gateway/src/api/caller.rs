@@ -55,18 +55,12 @@ impl Api {
                 let found = authn::of_token(gateway, &token).await;
                 (found.map_err(unauthenticated)?.1, token.expires)
             }
+            // A workload's own token is good for memberships of its project, and for nothing here: exchanged, it names
+            // an audience of ours.
             Err(error) => {
-                let direct = if error.is_anothers() {
-                    let found = authn::direct(gateway, None, &token).await;
-                    found.map_err(unauthenticated)?
-                } else {
-                    None
-                };
-                let (standing, expires) = direct.ok_or_else(|| {
-                    Status::unauthenticated(format!("the bearer token is refused: {error}"))
-                })?;
-                let found = authn::session(gateway, None, standing).await;
-                (found.map_err(unauthenticated)?.1, expires)
+                return Err(Status::unauthenticated(format!(
+                    "the bearer token is refused: {error}"
+                )));
             }
         };
         audit::current(|record| record.identity(&identity));

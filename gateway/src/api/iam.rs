@@ -22,8 +22,8 @@ use crate::{
     error::Refused,
     explain::{self, ClusterAnswer},
     iam::{
-        Binding, Condition, Considered, CustomRole, MAX_NAME, Member, Permission, Permissions,
-        Policy, Principal, Resource, Role, RoleName,
+        Binding, Condition, Considered, CustomRole, InvalidPolicy, MAX_MEMBERS, MAX_NAME, Member,
+        Permission, Permissions, Policy, Principal, Resource, Role, RoleName,
     },
     store::{
         policies::PolicyError,
@@ -287,6 +287,12 @@ impl Api {
     ) -> Result<api::Policy, Status> {
         let policy = policy.ok_or_else(|| Status::invalid_argument("policy is missing"))?;
         self.there(resource).await?;
+        // Before any of them is looked at.
+        let members = policy.bindings.iter().map(|binding| binding.members.len());
+        let members = members.sum();
+        if members > MAX_MEMBERS {
+            return Err(refused(InvalidPolicy::TooManyMembers(members).into()));
+        }
         let mut bindings: Vec<Binding> = Vec::new();
         for binding in policy.bindings {
             let members: Vec<Member> = binding

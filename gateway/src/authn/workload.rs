@@ -168,22 +168,6 @@ impl Refused {
     }
 }
 
-/// The providers that a token, not verified yet, says it is for.
-pub(crate) fn audiences(config: &Config, token: &str) -> Vec<Provider> {
-    let claims = jsonwebtoken::dangerous::insecure_decode::<serde_json::Value>(token);
-    let audience = claims.ok().and_then(|data| data.claims.get("aud").cloned());
-    let named: Vec<String> = match audience {
-        Some(serde_json::Value::String(one)) => vec![one],
-        Some(list) => serde_json::from_value(list).unwrap_or_default(),
-        None => Vec::new(),
-    };
-    named
-        .iter()
-        .take(MAX_AUDIENCES)
-        .filter_map(|audience| Provider::of_resource(config, audience))
-        .collect()
-}
-
 /// Providers that were made ready, by name and generation.
 #[derive(Debug, Default)]
 pub struct Workloads {

@@ -1,7 +1,13 @@
 //! How often somebody may try to sign in.
+//!
+//! Threat: somebody tries all passwords of a user, from as many addresses as they have; or uses up the user's tries, so
+//! that the user can't sign in.
+//! Decision: tries are counted by address, and by user. From an address where a user has signed in before they have
+//! tries of their own there, and one-time codes, which nobody guesses, are counted by address alone.
+//! Consequence: who has ever signed in, and who has a code, gets in whatever strangers try.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     num::NonZeroU32,
     sync::{Mutex, PoisonError},
@@ -36,6 +42,9 @@ type Limiter<K, C> = RateLimiter<K, DashMapStateStore<K>, C, NoOpMiddleware<<C a
 #[derive(Debug)]
 pub(super) struct Attempts<C: Clock = DefaultClock> {
     users: Limiter<String, C>,
+    /// Of users at addresses where they have signed in before.
+    familiar: Limiter<(String, IpAddr), C>,
+    signed_in: Mutex<HashSet<(String, IpAddr)>>,
     addresses: Limiter<IpAddr, C>,
     failures: Limiter<IpAddr, C>,
     /// Addresses that have failed too often, until when.
@@ -54,6 +63,8 @@ impl<C: Clock + Clone> Attempts<C> {
     fn with(clock: C) -> Self {
         Self {
             users: RateLimiter::dashmap_with_clock(USER, clock.clone()),
+            familiar: RateLimiter::dashmap_with_clock(USER, clock.clone()),
+            signed_in: Mutex::default(),
             addresses: RateLimiter::dashmap_with_clock(ADDRESS, clock.clone()),
             failures: RateLimiter::dashmap_with_clock(FAILURES, clock.clone()),
             barred: Mutex::default(),
@@ -62,21 +73,65 @@ impl<C: Clock + Clone> Attempts<C> {
         }
     }
 
-    /// Counts a try. The address comes first: whoever has used that up takes nothing from a user.
+    /// Counts a try with a password. The address comes first: whoever has used that up takes nothing from a user.
     pub(super) fn count(&self, user: &str, client: IpAddr) -> Result<(), Refusal> {
         let now = self.clock.now();
+        let here = (user.to_owned(), network(client));
+        let familiar = self
+            .signed_in
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&here);
         let wait = self
             .addresses
-            .check_key(&network(client))
-            .and_then(|()| self.users.check_key(&user.to_owned()))
+            .check_key(&here.1)
+            .and_then(|()| {
+                if familiar {
+                    self.familiar.check_key(&here)
+                } else {
+                    self.users.check_key(&here.0)
+                }
+            })
             .map_err(|until| until.wait_time_from(now));
         if self.users.len() > MANY {
             self.users.retain_recent();
         }
+        if self.familiar.len() > MANY {
+            self.familiar.retain_recent();
+        }
+        self.forget_addresses();
+        wait.map_err(|wait| slow_down(wait, "too many attempts to sign in"))
+    }
+
+    /// Counts a try with a one-time code, or with nothing.
+    pub(super) fn count_code(&self, client: IpAddr) -> Result<(), Refusal> {
+        let counted = self.addresses.check_key(&network(client));
+        self.forget_addresses();
+        counted.map_err(|until| {
+            slow_down(
+                until.wait_time_from(self.clock.now()),
+                "too many attempts to sign in",
+            )
+        })
+    }
+
+    /// Remembers where a user has signed in.
+    pub(super) fn succeeded(&self, user: &str, client: IpAddr) {
+        let mut signed_in = self
+            .signed_in
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // It is known again with the next sign-in.
+        if signed_in.len() >= MANY {
+            signed_in.clear();
+        }
+        signed_in.insert((user.to_owned(), network(client)));
+    }
+
+    fn forget_addresses(&self) {
         if self.addresses.len() > MANY {
             self.addresses.retain_recent();
         }
-        wait.map_err(|wait| slow_down(wait, "too many attempts to sign in"))
     }
 
     /// Whether an address may try to exchange a token: not while it has failed too often.
@@ -174,6 +229,27 @@ mod tests {
         clock.advance(Duration::from_secs(6));
         attempts.count("alice", IpAddr::V4(100.into())).unwrap();
         attempts.count("alice", IpAddr::V4(101.into())).unwrap_err();
+    }
+
+    #[test]
+    fn strangers_do_not_keep_a_user_out() {
+        let attempts = Attempts::with(FakeRelativeClock::default());
+        let home = IpAddr::V4(1.into());
+        attempts.succeeded("alice", home);
+        for n in 0..100u32 {
+            drop(attempts.count("alice", IpAddr::V4((n + 100).into())));
+        }
+        attempts.count("alice", IpAddr::V4(99.into())).unwrap_err();
+        for _ in 0..20 {
+            attempts.count("alice", home).unwrap();
+        }
+        // There are no more tries there than anywhere.
+        attempts.count("alice", home).unwrap_err();
+        attempts.count_code(IpAddr::V4(99.into())).unwrap();
+        for _ in 0..100 {
+            attempts.count_code(IpAddr::V4(2.into())).unwrap();
+        }
+        attempts.count_code(IpAddr::V4(2.into())).unwrap_err();
     }
 
     #[test]

@@ -182,17 +182,25 @@ async fn authenticate(
     if username.is_empty() {
         return Err(Refusal::bad("invalid_request", "username is missing"));
     }
-    gateway.login.attempts.count(username, client)?;
+    let attempts = &gateway.login.attempts;
     match (form.field("one_time_code"), form.field("password")) {
-        (Some(code), _) => set_password(gateway, form, username, code).await?,
-        (None, Some(password)) => check_password(gateway, username, password).await?,
+        (Some(code), _) => {
+            attempts.count_code(client)?;
+            set_password(gateway, form, username, code).await?;
+        }
+        (None, Some(password)) => {
+            attempts.count(username, client)?;
+            check_password(gateway, username, password).await?;
+        }
         (None, None) => {
+            attempts.count_code(client)?;
             return Err(Refusal::bad(
                 "invalid_request",
                 "password or one_time_code is missing",
             ));
         }
     }
+    attempts.succeeded(username, client);
     let code = random_token()?;
     let bound = Authorization {
         user: username.to_owned(),

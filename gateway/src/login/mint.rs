@@ -108,31 +108,24 @@ pub(super) async fn mint(
     let lifetime = gateway.config.tokens.access.as_secs();
     let expires = until.map_or(now + lifetime, |until| until.min(now + lifetime));
     let id = || random_id().map_err(|error| Refusal::failed(&error));
-    let (sub, sid) = match standing.own_user() {
-        Some(name) => (name.to_owned(), None),
-        None => {
-            let sub = principal.to_string();
-            let id = id()?;
-            let sign_in = SignIn {
-                family: family.unwrap_or_else(|| id.clone()),
-                id,
-                standing,
-                revoked: false,
-                expires,
-            };
-            gateway
-                .store
-                .add_sign_in(&sign_in, now)
-                .await
-                .map_err(|error| match error {
-                    SignInError::Store(error) => Refusal::failed(&error),
-                    long @ SignInError::TooLong { .. } => {
-                        Refusal::bad("invalid_grant", long.to_string())
-                    }
-                })?;
-            (sub, Some(sign_in.id))
-        }
+    let sub = match standing.own_user() {
+        Some(name) => name.to_owned(),
+        None => principal.to_string(),
     };
+    // Every token has its row, so that every token can be ended before its time.
+    let sid = id()?;
+    let sign_in = SignIn {
+        family: family.unwrap_or_else(|| sid.clone()),
+        id: sid.clone(),
+        standing,
+        revoked: false,
+        expires,
+    };
+    let kept = gateway.store.add_sign_in(&sign_in, now).await;
+    kept.map_err(|error| match error {
+        SignInError::Store(error) => Refusal::failed(&error),
+        long @ SignInError::TooLong { .. } => Refusal::bad("invalid_grant", long.to_string()),
+    })?;
     let claims = Claims {
         iss: issuer(&gateway.config),
         sub,
@@ -147,7 +140,7 @@ pub(super) async fn mint(
         exp: expires,
         jti: id()?,
         client_id: CLIENT_ID.to_owned(),
-        sid,
+        sid: Some(sid),
     };
     Ok(Minted {
         token: gateway.keys.signing().sign(Kind::AccessToken, &claims),

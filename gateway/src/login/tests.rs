@@ -222,13 +222,14 @@ fn pair(answer: &Answer) -> (String, String) {
 async fn a_sign_in_gives_a_token_for_the_gateway() {
     let site = Site::new().await;
     let (access, _) = site.tokens().await;
+    let found = site.verify(&access).unwrap();
     let expected = AccessToken {
         subject: "alice".into(),
-        sign_in: None,
+        sign_in: found.sign_in.clone().filter(|id| id.len() == 32),
         audience: Audience::Gateway,
         expires: NOW + 600,
     };
-    assert_eq!(site.verify(&access), Ok(expected));
+    assert_eq!(found, expected);
     // A user in 1,000 groups has no larger token than anybody.
     assert!(access.len() < 700, "{}", access.len());
     site.pass(599);
@@ -314,7 +315,7 @@ async fn a_code_is_bound_to_verifier_and_redirect_and_works_once() {
     assert_eq!(
         site.redeem(
             &code,
-            "another-verifier-of-some-length-or-other-x",
+            "another-verifier-of-some-length-or-other-one",
             REDIRECT
         )
         .await
@@ -571,6 +572,101 @@ async fn revoking_ends_the_sign_in() {
         site.post("/oauth2/revoke", &[], "*/*").await.error(),
         (400, "invalid_request".to_owned())
     );
+}
+
+/// Whether requests with an access token are let in.
+async fn lets_in(site: &Site, access: &str) -> bool {
+    let token = site.verify(access).unwrap();
+    crate::authn::of_token(site.gateway(), &token).await.is_ok()
+}
+
+#[tokio::test]
+async fn no_access_token_outlives_its_sign_in() {
+    let revoke = async |site: &Site, token: &str| {
+        let answer = site
+            .post("/oauth2/revoke", &[("token", token)], "*/*")
+            .await;
+        assert_eq!(answer.status, StatusCode::OK);
+    };
+    for way in [
+        "refresh token revoked",
+        "access token revoked",
+        "password reset",
+        "old refresh token",
+        "disabled and enabled",
+    ] {
+        let site = Site::new().await;
+        let (access, first) = site.tokens().await;
+        let (later, second) = pair(&site.refresh(&first).await);
+        let (others, _) = site.tokens().await;
+        let resource = format!("{BASE}/v1/projects/p/locations/global/memberships/m");
+        let exchanged = site
+            .token(&[
+                ("grant_type", exchange::GRANT),
+                (
+                    "subject_token_type",
+                    "urn:ietf:params:oauth:token-type:access_token",
+                ),
+                ("subject_token", &later),
+                ("resource", &resource),
+            ])
+            .await
+            .json();
+        let exchanged = exchanged["access_token"].as_str().unwrap().to_owned();
+        let own = [&access, &later, &exchanged];
+        for token in own {
+            assert!(lets_in(&site, token).await, "{way}");
+        }
+        let store = &site.gateway().store;
+        match way {
+            "refresh token revoked" => revoke(&site, &second).await,
+            "access token revoked" => revoke(&site, &access).await,
+            "old refresh token" => {
+                site.pass(GRACE_SECONDS + 1);
+                site.refresh(&first).await.error();
+            }
+            "password reset" => store
+                .reset_password("alice", "DDDDD", NOW + CODE_SECONDS)
+                .await
+                .unwrap(),
+            _ => {
+                for disabled in [true, false] {
+                    store.set_disabled("alice", disabled).await.unwrap();
+                }
+            }
+        }
+        for token in own {
+            assert!(!lets_in(&site, token).await, "{way}");
+        }
+        // Another sign-in of the same user ends with what concerns the user alone.
+        let all = ["password reset", "disabled and enabled"].contains(&way);
+        assert_eq!(lets_in(&site, &others).await, !all, "{way}");
+        assert_eq!(
+            site.refresh(&second).await.error(),
+            (400, "invalid_grant".to_owned()),
+            "{way}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_code_that_comes_twice_ends_the_access_token_too() {
+    let site = Site::new().await;
+    let code = site.code().await;
+    let (access, _) = pair(&site.redeem(&code, VERIFIER, REDIRECT).await);
+    assert!(lets_in(&site, &access).await);
+    site.redeem(&code, VERIFIER, REDIRECT).await.error();
+    assert!(!lets_in(&site, &access).await);
+}
+
+#[tokio::test]
+async fn a_verifier_that_could_be_guessed_is_refused() {
+    let site = Site::new().await;
+    for verifier in ["a".repeat(42), "a".repeat(129)] {
+        let code = site.code().await;
+        let answer = site.redeem(&code, &verifier, REDIRECT).await;
+        assert!(answer.body.contains("43 to 128"), "{}", answer.body);
+    }
 }
 
 #[tokio::test]

@@ -19,8 +19,11 @@ use crate::{
     app::Gateway,
     authn::standing::Standing,
     request::Body,
-    store::refresh::{Authorization, Lifetimes, Rotated},
+    store::refresh::{Authorization, Lifetimes, Owner, Rotated},
 };
+
+/// How long a PKCE verifier is (RFC 7636 §4.1): a shorter one could be guessed from its challenge.
+const VERIFIER: std::ops::RangeInclusive<usize> = 43..=128;
 
 /// Answers a token request (RFC 6749 §3.2).
 pub(super) async fn issue(gateway: &Gateway, client: IpAddr, form: &Form) -> Response<Body> {
@@ -38,8 +41,7 @@ pub(super) async fn issue(gateway: &Gateway, client: IpAddr, form: &Form) -> Res
     }
 }
 
-/// Ends a refresh token and all that came from its sign-in, or an access token that came by an exchange with all
-/// that was made of it (RFC 7009). Other access tokens end by themselves.
+/// Ends a token, refresh or access, and with it the sign-in that it came of and all that was made of that (RFC 7009).
 pub(super) async fn revoke(gateway: &Gateway, form: &Form) -> Response<Body> {
     let token = match form.required("token") {
         Ok(token) => token,
@@ -48,6 +50,7 @@ pub(super) async fn revoke(gateway: &Gateway, form: &Form) -> Response<Body> {
     let sign_in = verify_access_token(gateway, token).map(|token| token.sign_in);
     let ended = match sign_in {
         Ok(Some(sign_in)) => gateway.store.revoke_sign_in(&sign_in).await,
+        // Made before tokens had sign-ins.
         Ok(None) => Ok(()),
         Err(_) => gateway.store.revoke_refresh(token).await,
     };
@@ -78,7 +81,7 @@ async fn tokens(
     let wanted = Wanted::of(gateway, form)?;
     let refresh = random_token()?;
     let now = gateway.clock.unix();
-    let user = match grant {
+    let owner = match grant {
         "authorization_code" => redeem(gateway, form, &refresh, now).await?,
         "refresh_token" => {
             if !wanted.accounts.is_empty() {
@@ -95,8 +98,8 @@ async fn tokens(
         }
     };
     let holding = Holding {
-        standing: Standing::local(user, issuer(&gateway.config)),
-        family: None,
+        standing: Standing::local(owner.user, issuer(&gateway.config)),
+        family: Some(owner.family),
         until: None,
     };
     let Minted {
@@ -130,14 +133,15 @@ async fn may_act_as(
         .map_err(|lost| mint::refused(&lost))
 }
 
-async fn redeem(
-    gateway: &Gateway,
-    form: &Form,
-    refresh: &str,
-    now: u64,
-) -> Result<String, Refusal> {
+async fn redeem(gateway: &Gateway, form: &Form, refresh: &str, now: u64) -> Result<Owner, Refusal> {
     let (code, redirect_uri) = (form.required("code")?, form.required("redirect_uri")?);
     let verifier = form.required("code_verifier")?;
+    if !VERIFIER.contains(&verifier.len()) {
+        return Err(Refusal::bad(
+            "invalid_grant",
+            "code_verifier is not 43 to 128 characters long (RFC 7636)",
+        ));
+    }
     let challenge = BASE64URL.encode(digest::digest(&digest::SHA256, verifier.as_bytes()));
     let agrees = |bound: &Authorization| {
         bound.client_id == CLIENT_ID
@@ -148,11 +152,11 @@ async fn redeem(
             )
             .is_ok()
     };
-    let user = gateway
+    let owner = gateway
         .store
         .redeem_authorization(code, refresh, lifetimes(gateway), now, agrees)
         .await;
-    user.map_err(|error| Refusal::failed(&error))?.ok_or_else(|| {
+    owner.map_err(|error| Refusal::failed(&error))?.ok_or_else(|| {
         Refusal::bad(
             "invalid_grant",
             "the code is not valid: unknown, used before, over, or for another redirect_uri or code_verifier",
@@ -160,19 +164,14 @@ async fn redeem(
     })
 }
 
-async fn rotate(
-    gateway: &Gateway,
-    form: &Form,
-    refresh: &str,
-    now: u64,
-) -> Result<String, Refusal> {
+async fn rotate(gateway: &Gateway, form: &Form, refresh: &str, now: u64) -> Result<Owner, Refusal> {
     let token = form.required("refresh_token")?;
     let rotated = gateway
         .store
         .rotate_refresh(token, refresh, lifetimes(gateway), now)
         .await;
     match rotated.map_err(|error| Refusal::failed(&error))? {
-        Rotated::User(user) => Ok(user),
+        Rotated::Renewed(owner) => Ok(owner),
         Rotated::Invalid => Err(Refusal::bad(
             "invalid_grant",
             "the sign-in is over; run: towline login",

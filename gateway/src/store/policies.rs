@@ -197,6 +197,37 @@ impl Store {
         Ok(())
     }
 
+    /// Takes a member out of every policy.
+    pub(super) async fn strike_out(
+        &self,
+        transaction: &mut Transaction<'static, Sqlite>,
+        member: &str,
+    ) -> Result<(), StoreError> {
+        let naming: Vec<(String, String)> =
+            sqlx::query_as("SELECT resource, bindings FROM policies WHERE instr(bindings, $1) > 0")
+                .bind(member)
+                .fetch_all(&mut **transaction)
+                .await
+                .map_err(|error| self.error(error))?;
+        for (resource, bindings) in naming {
+            let mut bindings: Vec<Stored> =
+                serde_json::from_str(&bindings).map_err(|error| self.value(error))?;
+            for binding in &mut bindings {
+                binding.members.retain(|other| other != member);
+            }
+            bindings.retain(|binding| !binding.members.is_empty());
+            let bindings = serde_json::to_string(&bindings).map_err(|error| self.value(error))?;
+            sqlx::query("UPDATE policies SET etag = $2, bindings = $3 WHERE resource = $1")
+                .bind(resource)
+                .bind(random_id().map_err(|error| self.value(error))?)
+                .bind(bindings)
+                .execute(&mut **transaction)
+                .await
+                .map_err(|error| self.error(error))?;
+        }
+        Ok(())
+    }
+
     /// Whether a policy may be attached to it.
     async fn exists(
         &self,

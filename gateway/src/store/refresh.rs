@@ -1,9 +1,10 @@
 //! Authorization codes and refresh tokens, as hashes.
 //!
 //! Threat: a refresh token is copied.
-//! Decision: each use replaces the token, and all that came from one sign-in are a family. A token that was
-//! replaced and comes again later than a moment's grace (an answer was lost, two processes raced) ends the family.
-//! Consequence: of thief and owner the second to refresh signs both out.
+//! Decision: each use replaces the token, and all that came from one sign-in are a family, its access tokens included.
+//! A token that was replaced still works for a moment (an answer was lost, two processes raced), until one that came
+//! of it is used: then all others of the family are over, and one of those that comes again ends the family.
+//! Consequence: of thief and owner the second to refresh signs both out, and nothing outlives a sign-in that was ended.
 
 use sqlx::{Sqlite, Transaction};
 use towline_proto::handshake::random_id;
@@ -38,11 +39,20 @@ pub struct Lifetimes {
     pub family: u64,
 }
 
+/// Whose a token is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The user.
+    pub user: String,
+    /// All that came from the same sign-in.
+    pub family: String,
+}
+
 /// What became of a refresh token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rotated {
-    /// It was replaced; it was this user's.
-    User(String),
+    /// It was replaced.
+    Renewed(Owner),
     /// It is not known, or over.
     Invalid,
     /// It had been replaced before: its family was ended. It was this user's.
@@ -90,7 +100,7 @@ impl Store {
         lifetimes: Lifetimes,
         now: u64,
         check: impl FnOnce(&Authorization) -> bool + Send,
-    ) -> Result<Option<String>, StoreError> {
+    ) -> Result<Option<Owner>, StoreError> {
         type Found = (String, String, String, String, Option<String>);
         let mut transaction = self.begin().await?;
         let found: Option<Found> = sqlx::query_as(
@@ -106,8 +116,8 @@ impl Store {
             return Ok(None);
         };
         if let Some(family) = used {
-            self.end_family(&mut transaction, &family).await?;
-            self.commit(transaction, Concern::Tokens).await?;
+            let concern = self.end_family(&mut transaction, &family).await?;
+            self.commit(transaction, concern).await?;
             return Ok(None);
         }
         let bound = Authorization {
@@ -138,7 +148,10 @@ impl Store {
                 .await?;
         }
         self.commit(transaction, Concern::Tokens).await?;
-        Ok(agreed.then_some(bound.user))
+        Ok(agreed.then_some(Owner {
+            user: bound.user,
+            family,
+        }))
     }
 
     /// Replaces a refresh token by the next of its family.
@@ -166,9 +179,18 @@ impl Store {
             return Ok(Rotated::Invalid);
         };
         if rotated.is_some_and(|rotated| now > unix(rotated) + GRACE_SECONDS) {
-            self.end_family(&mut transaction, &family).await?;
-            self.commit(transaction, Concern::Tokens).await?;
+            let concern = self.end_family(&mut transaction, &family).await?;
+            self.commit(transaction, concern).await?;
             return Ok(Rotated::Reused(user));
+        }
+        if rotated.is_none() {
+            // Whoever has this one has the answer to the one before: what else came of that is a copy's.
+            sqlx::query("UPDATE refresh_tokens SET rotated = 0 WHERE family = $1 AND hash <> $2")
+                .bind(&family)
+                .bind(hash(token))
+                .execute(&mut *transaction)
+                .await
+                .map_err(|error| self.error(error))?;
         }
         sqlx::query("UPDATE refresh_tokens SET rotated = COALESCE(rotated, $2) WHERE hash = $1")
             .bind(hash(token))
@@ -180,7 +202,7 @@ impl Store {
             .await?;
         self.sweep(&mut transaction, now).await?;
         self.commit(transaction, Concern::Tokens).await?;
-        Ok(Rotated::User(user))
+        Ok(Rotated::Renewed(Owner { user, family }))
     }
 
     /// Whose a refresh token is that could be used now, without using it.
@@ -205,12 +227,17 @@ impl Store {
     /// See [`StoreError`].
     pub async fn revoke_refresh(&self, token: &str) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        sqlx::query("DELETE FROM refresh_families WHERE id IN (SELECT family FROM refresh_tokens WHERE hash = $1)")
-            .bind(hash(token))
-            .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
-        self.commit(transaction, Concern::Tokens).await
+        let family: Option<String> =
+            sqlx::query_scalar("SELECT family FROM refresh_tokens WHERE hash = $1")
+                .bind(hash(token))
+                .fetch_optional(&mut *transaction)
+                .await
+                .map_err(|error| self.error(error))?;
+        let concern = match family {
+            Some(family) => self.end_family(&mut transaction, &family).await?,
+            None => Concern::Tokens,
+        };
+        self.commit(transaction, concern).await
     }
 
     async fn insert_refresh(
@@ -230,17 +257,29 @@ impl Store {
         Ok(())
     }
 
+    /// Ends refresh tokens and access tokens alike; says who has to hear of it.
     async fn end_family(
         &self,
         transaction: &mut Transaction<'static, Sqlite>,
         family: &str,
-    ) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM refresh_families WHERE id = $1")
-            .bind(family)
-            .execute(&mut **transaction)
-            .await
-            .map_err(|error| self.error(error))?;
-        Ok(())
+    ) -> Result<Concern, StoreError> {
+        let mut ended = 0;
+        for query in [
+            "DELETE FROM refresh_families WHERE id = $1",
+            "UPDATE sign_ins SET revoked = TRUE WHERE NOT revoked AND family = $1",
+        ] {
+            let done = sqlx::query(query).bind(family).execute(&mut **transaction);
+            ended = done
+                .await
+                .map_err(|error| self.error(error))?
+                .rows_affected();
+        }
+        // Streams are looked at again only where a token may have begun some.
+        Ok(if ended == 0 {
+            Concern::Tokens
+        } else {
+            Concern::Rights
+        })
     }
 
     /// Deletes what is over, so that the tables stay as large as what is in use.

@@ -8,7 +8,7 @@ use sqlx::{
 use towline_proto::{handshake::random_id, names::Project};
 
 use super::{Concern, Store, StoreError, sql, unix};
-use crate::iam::ServiceAccount;
+use crate::iam::{Principal, ServiceAccount};
 
 /// How many a project may have.
 pub const MOST: u32 = 1_000;
@@ -186,7 +186,8 @@ impl Store {
         self.change_account(account, query, false).await
     }
 
-    /// Runs a query whose last two parameters are the project and the name; the policy goes with the account.
+    /// Runs a query whose last two parameters are the project and the name; its policy goes with the account, and so do bindings that name it: another of the same
+    /// name must not have them.
     async fn change_account(
         &self,
         account: &ServiceAccount,
@@ -197,6 +198,8 @@ impl Store {
         if deleted {
             self.delete_policy(&mut transaction, &account.into())
                 .await?;
+            let member = Principal::ServiceAccount(account.clone()).to_string();
+            self.strike_out(&mut transaction, &member).await?;
         }
         let changed = query
             .bind(account.project.as_str().to_owned())

@@ -172,6 +172,13 @@ impl Store {
         .execute(&mut *transaction)
         .await
         .map_err(|error| self.error(error))?;
+        sqlx::query(
+            "DELETE FROM refresh_families WHERE id IN (SELECT family FROM sign_ins WHERE id = $1)",
+        )
+        .bind(id)
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| self.error(error))?;
         // Nobody is woken for what was over before.
         let concern = if revoked.rows_affected() == 0 {
             Concern::Tokens

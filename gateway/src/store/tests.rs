@@ -507,14 +507,13 @@ async fn signed_in() -> Store {
         .redeem_authorization("code", "r1", LIFETIMES, NOW, |found| *found == bound)
         .await
         .unwrap();
-    assert_eq!(user.as_deref(), Some("alice"));
+    assert_eq!(user.map(|owner| owner.user).as_deref(), Some("alice"));
     store
 }
 
 #[tokio::test]
 async fn refresh_tokens_rotate() {
     let store = signed_in().await;
-    let user = || Rotated::User("alice".into());
     let rotate = |token: &'static str, next: &'static str, now: u64| {
         let store = store.clone();
         async move {
@@ -524,15 +523,16 @@ async fn refresh_tokens_rotate() {
                 .unwrap()
         }
     };
+    let renewed = |rotated| matches!(rotated, Rotated::Renewed(owner) if owner.user == "alice");
     assert_eq!(rotate("unknown", "x", NOW).await, Rotated::Invalid);
-    assert_eq!(rotate("r1", "r2", NOW + 10).await, user());
-    assert_eq!(rotate("r2", "r3", NOW + 20).await, user());
-    // Within the grace, counted from the first use.
-    assert_eq!(rotate("r1", "r2b", NOW + 10 + GRACE_SECONDS).await, user());
-    assert_eq!(rotate("r3", "r4", NOW + 50).await, user());
-    // After it: everything of this sign-in ends.
+    assert!(renewed(rotate("r1", "r2", NOW + 10).await));
+    // Within the grace, counted from the first use: an answer was lost.
+    assert!(renewed(rotate("r1", "r2b", NOW + 10 + GRACE_SECONDS).await));
+    assert!(renewed(rotate("r2b", "r3", NOW + 41).await));
+    assert!(renewed(rotate("r3", "r4", NOW + 50).await));
+    // Whoever has the one whose answer was lost has a copy: everything of this sign-in ends.
     assert_eq!(
-        rotate("r1", "x", NOW + 11 + GRACE_SECONDS).await,
+        rotate("r2", "x", NOW + 51).await,
         Rotated::Reused("alice".into())
     );
     for token in ["r1", "r2", "r2b", "r3", "r4"] {
@@ -542,6 +542,17 @@ async fn refresh_tokens_rotate() {
             "{token}"
         );
     }
+}
+
+#[tokio::test]
+async fn the_grace_ends_when_what_came_of_it_is_used() {
+    let store = signed_in().await;
+    for (token, next) in [("r1", "r2"), ("r2", "r3")] {
+        let rotated = store.rotate_refresh(token, next, LIFETIMES, NOW + 1).await;
+        assert!(matches!(rotated.unwrap(), Rotated::Renewed(_)), "{token}");
+    }
+    let copied = store.rotate_refresh("r1", "x", LIFETIMES, NOW + 2).await;
+    assert_eq!(copied.unwrap(), Rotated::Reused("alice".into()));
 }
 
 #[tokio::test]
@@ -556,10 +567,10 @@ async fn refresh_tokens_end() {
                 .unwrap()
         }
     };
-    assert_eq!(
+    assert!(matches!(
         rotate("r1", "r2", NOW + 999).await,
-        Rotated::User("alice".into())
-    );
+        Rotated::Renewed(_)
+    ));
     assert_eq!(rotate("r2", "r3", NOW + 1_999).await, Rotated::Invalid);
 
     let store = signed_in().await;

@@ -206,7 +206,7 @@ impl Store {
         self.sign_out(&mut transaction, name).await?;
         self.replace_code(&mut transaction, name, code, expires)
             .await?;
-        Ok(self.commit(transaction, Concern::Tokens).await?)
+        Ok(self.commit(transaction, Concern::Rights).await?)
     }
 
     /// Adds to groups, and takes out of others.
@@ -339,7 +339,7 @@ impl Store {
         Ok(())
     }
 
-    /// Ends every sign-in, those that are under way included.
+    /// Ends every sign-in, those that are under way included, and the access tokens that came of them.
     async fn sign_out(
         &self,
         transaction: &mut Transaction<'static, Sqlite>,
@@ -348,6 +348,7 @@ impl Store {
         for query in [
             "DELETE FROM refresh_families WHERE user_name = $1",
             "DELETE FROM authorization_codes WHERE user_name = $1",
+            "UPDATE sign_ins SET revoked = TRUE WHERE NOT revoked AND principal = 'user:' || $1",
         ] {
             sqlx::query(query)
                 .bind(name)

@@ -54,7 +54,7 @@ fn message(method: &str, project: &str) -> Option<Whose> {
         }
         "Enrolment.Redeem" => Agent(json!({
             "project": project, "location": "global", "membership": "m", "token": "guess",
-            "publicKey": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+            "publicKey": "l2mseHg6OSVTSPtumuTl7EYBy5yNqRZ1u9aJROfumM0",
         })),
         "Audit.List" => of(json!({})),
         "Streams.List" => of(json!({})),
