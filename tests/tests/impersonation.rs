@@ -399,9 +399,11 @@ fn somebody_else_is_who_rbac_lets_the_caller_be() {
         let expected = format!(r#"user "eve" may not impersonate {what} in this cluster (RBAC)"#);
         assert!(said.contains(&expected), "{words}: {said}");
     }
-    let forged = "--as bob --as-user-extra towline.dev/original-user=x";
-    let said = eve.kubectl(&format!("get pods {forged}")).fails();
-    assert!(said.contains("is set by the agent"), "{said}");
+    for key in ["original-user", "delegates"] {
+        let forged = format!("--as bob --as-user-extra towline.dev/{key}=x");
+        let said = eve.kubectl(&format!("get pods {forged}")).fails();
+        assert!(said.contains("is Towline's own to set"), "{said}");
+    }
 }
 
 #[test]
