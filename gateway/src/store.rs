@@ -29,7 +29,7 @@ use std::{
 use aws_lc_rs::digest;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use sqlx::{
-    Connection as _, Sqlite, SqlitePool, Transaction,
+    Connection as _, Sqlite, SqliteConnection, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::sync::watch;
@@ -132,10 +132,18 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn in_memory() -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::new()
-            .in_memory(true)
+        let open = |error| StoreError::Open(":memory:".into(), error);
+        // With a name of its own, so that connections share it.
+        let options = "sqlite::memory:"
+            .parse::<SqliteConnectOptions>()
+            .map_err(open)?
             .foreign_keys(true);
-        // One connection that never ends: it is the database.
+        // The database ends with its last connection, and the pool closes one when whoever waits for it goes away.
+        std::mem::forget(
+            SqliteConnection::connect_with(&options)
+                .await
+                .map_err(open)?,
+        );
         let pool = SqlitePoolOptions::new()
             .max_connections(1)
             .idle_timeout(None)

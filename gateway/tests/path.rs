@@ -670,6 +670,7 @@ async fn a_caller_that_vanishes_is_noticed_by_the_agent() {
         } else {
             alice.http1(get("/api/v1/pods?watch=1")).await
         };
+        assert_eq!(response.status(), StatusCode::OK);
         drop(response);
         alice.forget();
         bounded(events.closed_once()).await;

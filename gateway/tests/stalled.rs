@@ -99,5 +99,7 @@ async fn stalled_lists_of_one_leave_the_others_and_the_memory_alone() {
     );
     assert!(world.answers_cut() >= 1_800, "{}", world.answers_cut());
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
-    assert!(most - before < 1 << 30, "{} MiB", (most - before) >> 20);
+    // Gateway, agent and caller are one process here, and each of them holds what was sent for a moment before an answer
+    // is cut; all of it together would be 100 GiB.
+    assert!(most - before < 3 << 29, "{} MiB", (most - before) >> 20);
 }

@@ -7,7 +7,7 @@
 //! and extra come from there, by the file's own mappings; a grant that names somebody else is refused. Times are the
 //! agent's own: a gateway's clock has no say here.
 //! Consequence: the gateway can refuse people, and can invent none. An ID token is taken for longer than it says itself
-//! ([`EndToEnd::max_age`]), because no provider signs a nonce again when a sign-in is renewed; that the sign-in goes on
+//! ([`Settings::max_age`]), because no provider signs a nonce again when a sign-in is renewed; that the sign-in goes on
 //! is what the gateway looks at.
 
 use std::{
