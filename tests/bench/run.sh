@@ -89,7 +89,7 @@ measure+=(--file "$scene/file" --process "gateway=$gateway_pid" --process "agent
 through_gateway=(bash -euc '. "$0"; PATH='"$CACHE/bin"':$PATH; exec "$@"' "$scene/env")
 # What one person may ask in a minute is asked in two seconds here.
 for holder in '' --default; do
-	"${through_gateway[@]}" towline quotas set requests_per_minute --project demo ${holder:+"$holder"} --limit 100000000 >/dev/null
+	"${through_gateway[@]}" towline quotas set requests_per_minute --project demo ${holder:+"$holder"} --limit 10000000 >/dev/null
 done
 say 'through the gateway'
 "${through_gateway[@]}" \
