@@ -158,7 +158,6 @@ pub async fn answer(
                     outgoing,
                     held,
                     running,
-                    request_id: request_id.clone(),
                 },
             ))
         }
@@ -317,7 +316,6 @@ struct Pipe {
     outgoing: body::Sender,
     held: Held,
     running: Running,
-    request_id: String,
 }
 
 /// Answers 101 and carries bytes from then on.
@@ -331,8 +329,8 @@ fn switch(
     head.headers.remove(header::CONTENT_LENGTH);
     head.headers
         .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    head.headers.insert(header::UPGRADE, protocol.clone());
-    let headers = head.headers.clone();
+    let words = framed::Protocol::of(&protocol, &head.headers);
+    head.headers.insert(header::UPGRADE, protocol);
     gateway.tasks.spawn(async move {
         let Pipe {
             upgrade,
@@ -340,7 +338,6 @@ fn switch(
             outgoing,
             held,
             running,
-            request_id,
         } = pipe;
         let connection = match upgrade.await {
             Ok(connection) => TokioIo::new(connection),
@@ -350,7 +347,7 @@ fn switch(
                 return;
             }
         };
-        let mut connection = Framed::new(connection, &protocol, &headers);
+        let mut connection = Framed::new(connection, words);
         let Ended {
             aborted,
             sent,
@@ -362,7 +359,7 @@ fn switch(
             Some(aborted) => {
                 let reason = reason(aborted);
                 tracing::debug!(sent, received, reason, "stream aborted");
-                connection.close(&reason, &request_id).await;
+                connection.close(&reason, running.request_id()).await;
                 running.end(&reason);
             }
         }

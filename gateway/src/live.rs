@@ -154,6 +154,11 @@ fn of(stream: &Stream, project: Option<&Project>) -> bool {
 }
 
 impl Running {
+    /// The request's id.
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
     /// What an upgraded stream has carried, in bytes: from the caller and to the caller.
     pub fn carried(&self, received: u64, sent: u64) {
         self.record.received(received);

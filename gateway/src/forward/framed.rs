@@ -45,7 +45,7 @@ const FLAG_FIN: u8 = 1;
 
 /// A protocol that has words for an early end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Protocol {
+pub(super) enum Protocol {
     WebSocket,
     /// A remote command over SPDY/3.1, whose error stream takes a `Status`, or in old versions plain text.
     RemoteCommand {
@@ -54,7 +54,8 @@ enum Protocol {
 }
 
 impl Protocol {
-    fn of(upgrade: &HeaderValue, head: &HeaderMap) -> Option<Self> {
+    /// That of an answer which switches to `upgrade`.
+    pub(super) fn of(upgrade: &HeaderValue, head: &HeaderMap) -> Option<Self> {
         if upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") {
             return Some(Self::WebSocket);
         }
@@ -139,11 +140,11 @@ pub(super) struct Framed<C> {
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Framed<C> {
-    /// Follows the frames of the protocol that an answer switches to, where it is one with words.
-    pub(super) fn new(connection: C, upgrade: &HeaderValue, head: &HeaderMap) -> Self {
+    /// Follows the frames of a protocol that has words.
+    pub(super) fn new(connection: C, protocol: Option<Protocol>) -> Self {
         Self {
             connection,
-            frames: Protocol::of(upgrade, head).map(Frames::of),
+            frames: protocol.map(Frames::of),
         }
     }
 
@@ -272,6 +273,8 @@ pub(crate) fn boundaries<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<bool
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -297,60 +300,58 @@ mod tests {
         frame
     }
 
+    /// Passes frames in pieces of these lengths, and looks at every cut whether one ends there.
+    fn cut_up(
+        protocol: Protocol,
+        sent: impl IntoIterator<Item = Vec<u8>>,
+        cuts: Vec<usize>,
+    ) -> Result<(), TestCaseError> {
+        let mut frames = Frames::of(protocol);
+        let mut ends = HashSet::from([0]);
+        let mut bytes = Vec::new();
+        for frame in sent {
+            bytes.extend(frame);
+            ends.insert(bytes.len());
+        }
+        let mut at = 0;
+        for cut in cuts.into_iter().cycle() {
+            let end = (at + cut).min(bytes.len());
+            frames.pass(&bytes[at..end]);
+            at = end;
+            prop_assert_eq!(frames.at_boundary(), ends.contains(&at), "at {}", at);
+            if at == bytes.len() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// A data frame, or a SYN_REPLY of version 3.
+    fn spdy_frame(length: usize, control: bool) -> Vec<u8> {
+        let mut frame = data_frame([0, 0, 0, 5], &vec![0x80; length]);
+        if control {
+            frame[..4].copy_from_slice(&[0x80, 3, 0, 2]);
+        }
+        frame
+    }
+
     proptest! {
         #[test]
         fn boundaries_are_found_however_the_bytes_are_cut(
             lengths in prop::collection::vec((prop_oneof![0_usize..130, 65_500_usize..65_600], any::<bool>()), 1..5),
             cuts in prop::collection::vec(1_usize..40_000, 1..20),
         ) {
-            let mut frames = Frames::of(Protocol::WebSocket);
-            let mut ends = std::collections::HashSet::from([0]);
-            let mut bytes = Vec::new();
-            for (length, masked) in lengths {
-                bytes.extend(frame(length, masked));
-                ends.insert(bytes.len());
-            }
-            let mut at = 0;
-            for cut in cuts.into_iter().cycle() {
-                let end = (at + cut).min(bytes.len());
-                frames.pass(&bytes[at..end]);
-                at = end;
-                prop_assert_eq!(frames.at_boundary(), ends.contains(&at), "at {}", at);
-                if at == bytes.len() {
-                    break;
-                }
-            }
+            let sent = lengths.into_iter().map(|(length, masked)| frame(length, masked));
+            cut_up(Protocol::WebSocket, sent, cuts)?;
         }
-    }
 
-    proptest! {
         #[test]
         fn spdys_frames_end_where_their_lengths_say(
             lengths in prop::collection::vec((0_usize..70_000, any::<bool>()), 1..6),
             cuts in prop::collection::vec(1_usize..20_000, 1..20),
         ) {
-            let mut frames = Frames::of(Protocol::RemoteCommand { status: true });
-            let mut ends = std::collections::HashSet::from([0]);
-            let mut bytes = Vec::new();
-            for (length, control) in lengths {
-                let mut frame = data_frame([0, 0, 0, 5], &vec![0x80; length]);
-                if control {
-                    // SYN_REPLY, version 3.
-                    frame[..4].copy_from_slice(&[0x80, 3, 0, 2]);
-                }
-                bytes.extend(frame);
-                ends.insert(bytes.len());
-            }
-            let mut at = 0;
-            for cut in cuts.into_iter().cycle() {
-                let end = (at + cut).min(bytes.len());
-                frames.pass(&bytes[at..end]);
-                at = end;
-                prop_assert_eq!(frames.at_boundary(), ends.contains(&at), "at {}", at);
-                if at == bytes.len() {
-                    break;
-                }
-            }
+            let sent = lengths.into_iter().map(|(length, control)| spdy_frame(length, control));
+            cut_up(Protocol::RemoteCommand { status: true }, sent, cuts)?;
         }
     }
 
@@ -366,7 +367,8 @@ mod tests {
         if let Some(version) = version {
             head.insert(STREAM_PROTOCOL, HeaderValue::from_static(version));
         }
-        let mut framed = Framed::new(near, &HeaderValue::from_static(upgrade), &head);
+        let protocol = Protocol::of(&HeaderValue::from_static(upgrade), &head);
+        let mut framed = Framed::new(near, protocol);
         framed.write_all(sent).await.unwrap();
         framed.close("user \"alice\" lacks permission", "r-1").await;
         let mut got = Vec::new();
