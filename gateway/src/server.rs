@@ -40,6 +40,7 @@ mod connections;
 mod opening;
 
 use connections::Connections;
+pub(crate) use connections::network;
 use opening::Opening;
 
 /// How long a TLS handshake may take.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use governor::{
-    Quota, RateLimiter,
+    NotUntil, Quota, RateLimiter,
     clock::{Clock, DefaultClock, Reference as _},
     middleware::NoOpMiddleware,
     state::keyed::DashMapStateStore,
@@ -23,7 +23,7 @@ use governor::{
 use http::StatusCode;
 
 use super::Refusal;
-use crate::iam::Principal;
+use crate::{iam::Principal, server::network};
 
 /// Tries for one user: 20 at once, then 10 a minute.
 const USER: Quota = Quota::per_minute(count(10)).allow_burst(count(20));
@@ -35,6 +35,11 @@ const FAILURES: Quota = Quota::per_minute(count(60)).allow_burst(count(100));
 const EXCHANGES: Quota = Quota::per_minute(count(600)).allow_burst(count(1200));
 /// From this many names or addresses on, those that tried long ago are forgotten.
 const MANY: usize = 10_000;
+
+const TOO_MANY_SIGN_INS: &str = "too many attempts to sign in";
+
+/// What a limiter says.
+type Counted<C> = Result<(), NotUntil<<C as Clock>::Instant>>;
 
 type Limiter<K, C> = RateLimiter<K, DashMapStateStore<K>, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
@@ -75,24 +80,19 @@ impl<C: Clock + Clone> Attempts<C> {
 
     /// Counts a try with a password. The address comes first: whoever has used that up takes nothing from a user.
     pub(super) fn count(&self, user: &str, client: IpAddr) -> Result<(), Refusal> {
-        let now = self.clock.now();
         let here = (user.to_owned(), network(client));
         let familiar = self
             .signed_in
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .contains(&here);
-        let wait = self
-            .addresses
-            .check_key(&here.1)
-            .and_then(|()| {
-                if familiar {
-                    self.familiar.check_key(&here)
-                } else {
-                    self.users.check_key(&here.0)
-                }
-            })
-            .map_err(|until| until.wait_time_from(now));
+        let counted = self.addresses.check_key(&here.1).and_then(|()| {
+            if familiar {
+                self.familiar.check_key(&here)
+            } else {
+                self.users.check_key(&here.0)
+            }
+        });
         if self.users.len() > MANY {
             self.users.retain_recent();
         }
@@ -100,19 +100,14 @@ impl<C: Clock + Clone> Attempts<C> {
             self.familiar.retain_recent();
         }
         self.forget_addresses();
-        wait.map_err(|wait| slow_down(wait, "too many attempts to sign in"))
+        self.told(counted, TOO_MANY_SIGN_INS)
     }
 
     /// Counts a try with a one-time code, or with nothing.
     pub(super) fn count_code(&self, client: IpAddr) -> Result<(), Refusal> {
         let counted = self.addresses.check_key(&network(client));
         self.forget_addresses();
-        counted.map_err(|until| {
-            slow_down(
-                until.wait_time_from(self.clock.now()),
-                "too many attempts to sign in",
-            )
-        })
+        self.told(counted, TOO_MANY_SIGN_INS)
     }
 
     /// Remembers where a user has signed in.
@@ -171,12 +166,11 @@ impl<C: Clock + Clone> Attempts<C> {
         if self.principals.len() > MANY {
             self.principals.retain_recent();
         }
-        counted.map_err(|until| {
-            slow_down(
-                until.wait_time_from(self.clock.now()),
-                "too many exchanges of tokens",
-            )
-        })
+        self.told(counted, "too many exchanges of tokens")
+    }
+
+    fn told(&self, counted: Counted<C>, why: &str) -> Result<(), Refusal> {
+        counted.map_err(|until| slow_down(until.wait_time_from(self.clock.now()), why))
     }
 }
 
@@ -189,14 +183,6 @@ fn slow_down(wait: Duration, why: &str) -> Refusal {
             "slow_down",
             format!("{why}; try again in {seconds} seconds"),
         )
-    }
-}
-
-/// Whoever has one IPv6 address has 2^64.
-fn network(client: IpAddr) -> IpAddr {
-    match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
     }
 }
 

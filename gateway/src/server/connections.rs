@@ -49,7 +49,7 @@ impl Connections {
 
     /// One more, unless the address has as many as it may.
     pub(super) fn take(&self, address: IpAddr) -> Option<Place> {
-        let address = whole(address);
+        let address = network(address);
         let mut from = self.lock();
         let count = from.entry(address).or_insert(0);
         if *count >= self.most {
@@ -68,8 +68,8 @@ impl Connections {
     }
 }
 
-/// What one machine may have as a whole.
-fn whole(address: IpAddr) -> IpAddr {
+/// What limits by address count as one: a machine with one IPv6 address may have all of its /64.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let network = address.to_bits() & !u128::from(u64::MAX);
