@@ -46,7 +46,7 @@ use crate::{
     target::Kind,
 };
 
-mod nested;
+pub(crate) mod nested;
 
 /// An authorized request, ready for a tunnel.
 pub struct Outbound {
@@ -163,11 +163,6 @@ impl Outbound {
     pub(crate) fn into_parts(self) -> (Lease, Method, HeaderMap, CallerBody) {
         (self.lease, self.head.method, self.head.headers, self.body)
     }
-}
-
-/// Whom headers ask to be instead, taken out of them.
-pub(crate) fn nested(headers: &mut HeaderMap) -> Result<Option<Nested>, Refused> {
-    nested::take(headers)
 }
 
 /// Servers behind the API server (aggregated ones, proxied pods) may do what such a header says, and IAM has permitted

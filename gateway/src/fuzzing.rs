@@ -40,5 +40,5 @@ pub fn client(peer: IpAddr, headers: &HeaderMap, proxies: &[ipnet::IpNet]) -> Ip
 /// # Errors
 /// What looks like that and isn't.
 pub fn nested(headers: &mut HeaderMap) -> Result<Option<Nested>, Refused> {
-    assert::nested(headers)
+    assert::nested::take(headers)
 }

@@ -91,9 +91,10 @@ pub enum Audience {
 /// A verified access token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessToken {
-    /// Whose it is: one of the gateway's own users, where there is no [`AccessToken::sign_in`].
+    /// Whose it is, as far as the token says it itself: a user of the gateway's own by name, anybody else as policies name
+    /// them.
     pub subject: String,
-    /// The sign-in that says whose it is.
+    /// The sign-in that says whose it is; every token that is made has one.
     pub sign_in: Option<String>,
     /// What it is good for.
     pub audience: Audience,
@@ -152,7 +153,7 @@ struct Claims {
     exp: u64,
     jti: String,
     client_id: String,
-    /// The sign-in; without it `sub` is one of the gateway's own users.
+    /// The sign-in; a token without one is by itself, and its `sub` one of the gateway's own users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sid: Option<String>,
 }

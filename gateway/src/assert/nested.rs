@@ -19,7 +19,7 @@ use crate::error::Refused;
 ///
 /// # Errors
 /// 400 with the header's name.
-pub(super) fn take(headers: &mut HeaderMap) -> Result<Option<Nested>, Refused> {
+pub(crate) fn take(headers: &mut HeaderMap) -> Result<Option<Nested>, Refused> {
     refuse_lists(headers)?;
     let names: Vec<HeaderName> = headers
         .keys()

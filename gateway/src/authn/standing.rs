@@ -164,7 +164,7 @@ impl Standing {
         }
     }
 
-    /// The gateway's own user that this is and nobody else, who needs no row.
+    /// The gateway's own user that this is, by themselves.
     pub fn own_user(&self) -> Option<&str> {
         match (&self.base, self.chain.as_slice()) {
             (Base::Local { name, .. }, []) => Some(name),

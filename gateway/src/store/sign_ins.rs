@@ -1,8 +1,8 @@
 //! Sign-ins: what an access token's `sid` names.
 //!
-//! Threat: a token grows with its owner's groups until no proxy lets it pass; a tenant whose issuer makes as many
-//! names as it likes fills the disk.
-//! Decision: what a foreign token was mapped to stands here and the access token names it. A row ends with its
+//! Threat: a token outlives the sign-in that it came of; it grows with its owner's groups until no proxy lets it pass; a
+//! tenant whose issuer makes as many names as it likes fills the disk.
+//! Decision: every access token names a row here, which says who signed in and can be ended. A row ends with its
 //! token; a principal and a project each have room for so many, and the oldest go. A revoked row stays until its
 //! end, so that streams that began with it can be told from those whose token only ended.
 //! Consequence: nothing here is a secret, and nothing here is a right: rights are looked up by name.
