@@ -90,18 +90,20 @@ pub(crate) fn statement(data: &[u8]) {
     }
 }
 
+const MEMBERSHIP: &str = "projects/p/locations/global/memberships/m";
+
+/// The agent begins a session.
+fn opening() -> Opening {
+    let keys = &*KEYS;
+    let membership = MEMBERSHIP.parse().unwrap();
+    let facts = Facts::default();
+    Opening::new(&keys.agent, membership, keys.root.public(), &facts, NOW).unwrap()
+}
+
 /// Neither end believes a hello, a chain or a proof that isn't the other's.
 pub(crate) fn handshake(data: &[u8]) {
     let keys = &*KEYS;
-    let membership = "projects/p/locations/global/memberships/m".parse().unwrap();
-    let opening = Opening::new(
-        &keys.agent,
-        membership,
-        keys.root.public(),
-        &Facts::default(),
-        NOW,
-    )
-    .unwrap();
+    let opening = opening();
     let genuine = opening.hello().to_owned();
     let Some(hello) = changed(&genuine, data) else {
         return;
@@ -126,10 +128,9 @@ pub(crate) fn handshake(data: &[u8]) {
 
 /// What isn't the possession that was stated doesn't prove that somebody has the key.
 pub(crate) fn proof(data: &[u8]) {
-    const AUDIENCE: &str = "projects/p/locations/global/memberships/m";
     let key = &KEYS.agent;
     let nonce = end_to_end::nonce(&key.public());
-    let stated = Possession::state(key, AUDIENCE, NOW);
+    let stated = Possession::state(key, MEMBERSHIP, NOW);
     let genuine = Proof::new("a.b.c".to_owned(), stated.clone()).to_header();
     let Some(text) = changed(&genuine, data) else {
         return;
@@ -138,7 +139,7 @@ pub(crate) fn proof(data: &[u8]) {
         assert_ne!(text, genuine);
         return;
     };
-    let verified = proof.possession().verify_at(&nonce, AUDIENCE, NOW);
+    let verified = proof.possession().verify_at(&nonce, MEMBERSHIP, NOW);
     assert_eq!(verified.is_ok(), *proof.possession() == stated, "{text}");
 }
 
@@ -146,15 +147,7 @@ pub(crate) fn proof(data: &[u8]) {
 pub(crate) fn mac(data: &[u8]) {
     static PAIR: LazyLock<(SessionKey, SessionKey)> = LazyLock::new(|| {
         let keys = &*KEYS;
-        let membership = "projects/p/locations/global/memberships/m".parse().unwrap();
-        let opening = Opening::new(
-            &keys.agent,
-            membership,
-            keys.root.public(),
-            &Facts::default(),
-            NOW,
-        )
-        .unwrap();
+        let opening = opening();
         let hello = opening.hello().to_owned();
         let claims =
             handshake::verify_hello(keys.agent.public(), keys.root.public(), &hello, NOW).unwrap();
@@ -191,7 +184,7 @@ pub(crate) fn mac(data: &[u8]) {
     if let Some(other) = other {
         assert_eq!(PAIR.1.verify(&made, sequence, other).is_ok(), other == mac);
     }
-    let membership = "projects/p/locations/global/memberships/m".parse().unwrap();
+    let membership = MEMBERSHIP.parse().unwrap();
     assert!(Grant::verify(made.grant, KEYS.signing.public(), &membership, "s", NOW).is_err());
 }
 
