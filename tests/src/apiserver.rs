@@ -6,9 +6,9 @@ use serde_json::json;
 
 use crate::{
     Cluster, Cmd, Program,
+    certificate::Certificate,
     gateway::free_port,
     http::{Answer, Api, full},
-    issuer::Authority,
     place,
     wait::wait_for,
 };
@@ -44,12 +44,7 @@ impl ApiServer {
     ///
     /// # Panics
     /// It doesn't listen.
-    pub fn start(
-        name: &str,
-        cluster: &Cluster,
-        authority: &Authority,
-        configuration: &str,
-    ) -> Self {
+    pub fn start(name: &str, cluster: &Cluster, tls: &Certificate, configuration: &str) -> Self {
         let directory = place::directory(name);
         let bin = PathBuf::from(cluster.setting("KUBE_BIN"));
         let [store, peers, port] = [free_port(), free_port(), free_port()];
@@ -66,8 +61,7 @@ impl ApiServer {
             .start(&format!("{name}-etcd"));
         let file = directory.join("authentication.yaml");
         fs::write(&file, configuration).expect("a file can be written");
-        let own = |name: &str| authority.directory.join(name).display().to_string();
-        let (certificate, key) = (own("tls.crt"), own("tls.key"));
+        let (certificate, key) = (tls.certificate.display(), tls.key.display());
         let program = Cmd::new(bin.join("kube-apiserver"))
             .words(&format!("--etcd-servers http://127.0.0.1:{store} --secure-port {port}"))
             .words("--bind-address 127.0.0.1 --advertise-address 127.0.0.1 --endpoint-reconciler-type none")
@@ -79,11 +73,10 @@ impl ApiServer {
             .words("--v 2")
             .under(OWN_USER.split_whitespace())
             .start(name);
-        let ca = authority.directory.join("ca.pem");
         let server = Self {
             program,
             _etcd: etcd,
-            api: Api::new(&format!("https://127.0.0.1:{port}"), &ca, None),
+            api: Api::new(&format!("https://127.0.0.1:{port}"), &tls.authority, None),
             file,
             seen: 0,
         };

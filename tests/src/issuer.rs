@@ -3,7 +3,7 @@
 //! Tokens are signed by the `jsonwebtoken` crate, which verifies none of them: what is compared must not come
 //! from one hand.
 
-use std::{collections::BTreeMap, convert::Infallible, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -15,66 +15,14 @@ use hyper_util::{
     server::conn::auto,
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, PublicKeyData as _};
+use rcgen::{KeyPair, PublicKeyData as _};
 use rustls::ServerConfig;
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-use crate::place;
-
-/// A certificate authority of the test's own, and one certificate for `127.0.0.1`.
-#[derive(Debug)]
-pub struct Authority {
-    /// The authority's certificate in PEM.
-    pub pem: String,
-    /// A directory with `ca.pem`, `tls.crt` and `tls.key`.
-    pub directory: PathBuf,
-    key: KeyPair,
-    certificate: rcgen::Certificate,
-}
-
-impl Authority {
-    /// A new one.
-    ///
-    /// # Panics
-    /// It can't be made.
-    pub fn new(name: &str) -> Self {
-        let authority_key = KeyPair::generate().expect("a key can be made");
-        let mut parameters = CertificateParams::default();
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        parameters
-            .distinguished_name
-            .push(DnType::CommonName, format!("{name} of the tests"));
-        let pem = parameters
-            .self_signed(&authority_key)
-            .expect("an authority signs itself")
-            .pem();
-        let key = KeyPair::generate().expect("a key can be made");
-        let certificate = CertificateParams::new(["127.0.0.1".to_owned()])
-            .expect("an address is a name")
-            .signed_by(
-                &key,
-                &rcgen::Issuer::from_params(&parameters, &authority_key),
-            )
-            .expect("an authority signs");
-        let directory = place::directory(&format!("{name}-authority"));
-        for (file, text) in [
-            ("ca.pem", pem.clone()),
-            ("tls.crt", certificate.pem()),
-            ("tls.key", key.serialize_pem()),
-        ] {
-            std::fs::write(directory.join(file), text).expect("a file can be written");
-        }
-        Self {
-            pem,
-            directory,
-            key,
-            certificate,
-        }
-    }
-}
+use crate::certificate::Certificate;
 
 /// An issuer that runs; it ends when dropped.
 pub struct Issuer {
@@ -92,7 +40,7 @@ impl Issuer {
     ///
     /// # Panics
     /// It can't listen.
-    pub async fn start(authority: &Authority, also: &[(&str, &Self)]) -> Self {
+    pub async fn start(tls: &Certificate, also: &[(&str, &Self)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a port is free");
@@ -121,7 +69,7 @@ impl Issuer {
         for (path, other) in also {
             pages.insert((*path).to_owned(), discovery(&other.url));
         }
-        let acceptor = acceptor(authority);
+        let acceptor = acceptor(tls);
         let mut tasks = JoinSet::new();
         tasks.spawn(serve(listener, acceptor, Arc::new(pages)));
         Self {
@@ -142,14 +90,15 @@ impl Issuer {
     }
 }
 
-fn acceptor(authority: &Authority) -> TlsAcceptor {
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(authority.key.serialize_der()));
+fn acceptor(tls: &Certificate) -> TlsAcceptor {
+    let certificate = CertificateDer::from_pem_file(&tls.certificate).expect("it is PEM");
+    let key = PrivateKeyDer::from_pem_file(&tls.key).expect("it is PEM");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("TLS has versions")
         .with_no_client_auth()
-        .with_single_cert(vec![authority.certificate.der().clone()], key)
+        .with_single_cert(vec![certificate], key)
         .expect("the key is the certificate's");
     TlsAcceptor::from(Arc::new(config))
 }

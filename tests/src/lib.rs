@@ -16,6 +16,7 @@
 
 pub mod agent;
 pub mod apiserver;
+pub mod certificate;
 pub mod cluster;
 pub mod command;
 pub mod front;

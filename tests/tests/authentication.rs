@@ -12,12 +12,7 @@
 use std::{collections::BTreeMap, fs, sync::Arc, time::SystemTime};
 
 use serde_json::{Value, json};
-use tests::{
-    Cluster,
-    apiserver::ApiServer,
-    issuer::{Authority, Issuer},
-    place,
-};
+use tests::{Cluster, apiserver::ApiServer, certificate::Certificate, issuer::Issuer, place};
 use tokio::task::{JoinSet, block_in_place};
 use towline_oidc::{Authenticated, AuthenticationConfiguration, Authenticator, Rules};
 
@@ -155,16 +150,16 @@ struct Compared {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
 async fn a_file_means_the_same_to_kube_apiserver() {
-    let authority = Arc::new(Authority::new("authentication"));
-    let first = Arc::new(Issuer::start(&authority, &[]).await);
-    let second = Arc::new(Issuer::start(&authority, &[("/other", &first)]).await);
+    let tls = Arc::new(Certificate::new("authentication", "127.0.0.1"));
+    let first = Arc::new(Issuer::start(&tls, &[]).await);
+    let second = Arc::new(Issuer::start(&tls, &[("/other", &first)]).await);
     let mut lanes = JoinSet::new();
     for lane in 0..LANES {
         let own = files().into_iter().skip(lane).step_by(LANES);
         let own: Vec<(String, String)> = own.collect();
-        let authority = Arc::clone(&authority);
+        let tls = Arc::clone(&tls);
         let issuers = [Arc::clone(&first), Arc::clone(&second)];
-        lanes.spawn(async move { compared(lane, own, &authority, &issuers).await });
+        lanes.spawn(async move { compared(lane, own, &tls, &issuers).await });
     }
     let mut all = Compared::default();
     for lane in lanes.join_all().await {
@@ -193,14 +188,14 @@ async fn a_file_means_the_same_to_kube_apiserver() {
 async fn compared(
     lane: usize,
     files: Vec<(String, String)>,
-    authority: &Authority,
+    tls: &Certificate,
     [first, second]: &[Arc<Issuer>; 2],
 ) -> Compared {
     let mut server = block_in_place(|| {
         ApiServer::start(
             &format!("apiserver-{lane}"),
             &Cluster::second(),
-            authority,
+            tls,
             "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt: []\n# first\n",
         )
     });
@@ -213,7 +208,7 @@ async fn compared(
         let text = text
             .replace("${ISSUER}", &first.url)
             .replace("${ISSUER2}", &second.url)
-            .replace("${CA}", &Value::from(authority.pem.clone()).to_string());
+            .replace("${CA}", &Value::from(tls.authority_pem()).to_string());
         let (theirs, said) = block_in_place(|| server.configure(&text));
         let ours = AuthenticationConfiguration::parse(&text, &Rules::kubernetes());
         match (theirs, &ours) {

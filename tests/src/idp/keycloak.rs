@@ -4,8 +4,10 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{Browser, Certificate, built};
-use crate::{command::Cmd, gateway::free_port, program::Program, wait::wait_until};
+use super::{Browser, built};
+use crate::{
+    certificate::Certificate, command::Cmd, gateway::free_port, program::Program, wait::wait_until,
+};
 
 /// The realm.
 pub const REALM: &str = "corp";

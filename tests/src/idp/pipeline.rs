@@ -4,8 +4,8 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{Certificate, built};
-use crate::{command::Cmd, gateway::free_port, place, program::Program};
+use super::built;
+use crate::{certificate::Certificate, command::Cmd, gateway::free_port, place, program::Program};
 
 /// What gives a job its token; dropping it ends it.
 #[derive(Debug)]

@@ -4,8 +4,8 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use serde_json::json;
 
-use super::{Browser, Certificate, built};
-use crate::{command::Cmd, gateway::free_port, place, program::Program};
+use super::{Browser, built};
+use crate::{certificate::Certificate, command::Cmd, gateway::free_port, place, program::Program};
 
 /// An oidc-provider that runs; dropping it ends it.
 #[derive(Debug)]
