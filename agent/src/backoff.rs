@@ -22,9 +22,6 @@ const YOUNG: Duration = Duration::from_secs(5 * 60);
 /// A session that lived as long was a good one: the waits begin anew.
 const GOOD: Duration = Duration::from_secs(10);
 
-/// A session that lived as long shows that the outage is young again.
-const SEEN: Duration = Duration::from_secs(1);
-
 /// The waits between dials.
 #[derive(Debug)]
 pub struct Backoff {
@@ -46,7 +43,8 @@ impl Backoff {
     pub fn ended(&mut self, lived: Duration) {
         if lived > GOOD {
             *self = Self::default();
-        } else if lived > SEEN {
+        } else {
+            // However short: what comes now is another outage, and a young one.
             self.last_seen = Instant::now();
         }
     }
@@ -110,7 +108,7 @@ mod tests {
         let mut backoff = Backoff::default();
         for _ in 0..20 {
             tokio::time::advance(Duration::from_secs(60)).await;
-            backoff.ended(Duration::from_secs(5));
+            backoff.ended(Duration::from_millis(100));
             assert!(backoff.wait(Duration::ZERO) <= LONGEST_YOUNG);
         }
     }
