@@ -11,7 +11,8 @@
 //! | [`assertion`] | who is calling, on every request |
 //! | [`end_to_end`] | who is calling, by their own word |
 //! | [`wire`] | the headers of a request in the tunnel |
-//! | `session`, `websocket`, `tunnel`, `body`, `upgraded` | the wire itself (feature `tokio`) |
+//! | [`session`] | the byte stream under all of it, which outlives its connections |
+//! | `websocket`, `tunnel`, `body`, `upgraded` | the wire itself (feature `tokio`) |
 //!
 //! There is no clock here, no socket and no Kubernetes client: time is an argument, and without feature `tokio`
 //! this crate does no I/O at all.
@@ -25,12 +26,11 @@ pub mod jws;
 pub mod keys;
 pub mod names;
 pub mod registration;
+pub mod session;
 pub mod wire;
 
 #[cfg(feature = "tokio")]
 pub mod body;
-#[cfg(feature = "tokio")]
-pub mod session;
 #[cfg(feature = "tokio")]
 pub mod tunnel;
 #[cfg(feature = "tokio")]

@@ -1,85 +1,29 @@
-//! The byte stream that HTTP/2 runs on.
+//! The byte stream that HTTP/2 runs on, and how it outlives what carries it.
 //!
-//! A session is one agent's authenticated stream of bytes to one gateway; a *connection* carries it. Whatever
-//! is above knows sessions only, so that a session can come to outlive its connection without a change there.
+//! A *session* is one agent's authenticated stream of bytes to one gateway; a *connection* carries it, and may die and
+//! be replaced. Whatever is above knows sessions only: while there is no connection, reads wait, and writes until the
+//! bound of the replay buffer is reached.
+//!
+//! [`reliable`] is the stream's bookkeeping, without I/O; [`Session`] runs it over a connection inside the task that
+//! reads and writes, so that bytes change neither tasks nor, on their way in, buffers. A [`Handle`] gives a session
+//! another connection:
+//!
+//! ```text
+//! agent                                               gateway
+//! phase is Down; fence(n) -> position a
+//!        ---- hello: resume session, n, a, MAC ---->
+//!                                                     fence(n) -> position g   (the old connection is gone now)
+//!        <--------- 101, proof: g, MAC -------------
+//! attach(n, connection, g)                            attach(n, connection, a)
+//! ```
+//!
+//! The generation `n` only grows; so of two connections that come at the same time the newer is kept.
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll},
-};
+pub mod reliable;
+mod segments;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+#[cfg(feature = "tokio")]
+mod carried;
 
-/// What can carry a session: TLS after a 101, or a WebSocket.
-pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
-impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection for C {}
-
-/// An agent's authenticated stream of bytes to a gateway.
-pub struct Session {
-    id: String,
-    connection: Box<dyn Connection>,
-}
-
-impl Session {
-    /// A session over its first connection.
-    pub fn new(id: String, connection: impl Connection) -> Self {
-        Self {
-            id,
-            connection: Box::new(connection),
-        }
-    }
-
-    /// The id that both ends know it by.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-}
-
-impl std::fmt::Debug for Session {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
-    }
-}
-
-impl AsyncRead for Session {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Session {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.connection.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_shutdown(cx)
-    }
-}
+#[cfg(feature = "tokio")]
+pub use carried::{Connection, Handle, Phase, ResumeError, Session};
