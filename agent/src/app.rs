@@ -9,7 +9,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,10 +25,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use towline_proto::{
-    handshake::{Facts, Opened},
+    handshake::{Facts, Opened, ResumptionKey, random_id},
     jws::KeyPair,
     registration::Registration,
-    session::Session,
+    session::{Handle, Phase, Session},
     tunnel,
 };
 
@@ -100,6 +100,7 @@ pub struct App {
 /// What can be seen of a running agent.
 pub struct State {
     sessions: AtomicUsize,
+    resumptions: AtomicU64,
     streams: Arc<Semaphore>,
     upstream: Arc<Upstream>,
     draining: CancellationToken,
@@ -109,6 +110,11 @@ impl State {
     /// A session is up, and the agent means to keep it.
     pub fn ready(&self) -> bool {
         self.sessions() > 0 && !self.draining.is_cancelled()
+    }
+
+    /// How often a session went on over another connection.
+    pub fn resumptions(&self) -> u64 {
+        self.resumptions.load(Ordering::Relaxed)
     }
 
     /// Sessions that are up.
@@ -221,6 +227,7 @@ impl App {
         );
         let state = State {
             sessions: AtomicUsize::new(0),
+            resumptions: AtomicU64::new(0),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             upstream: Arc::clone(&upstream),
             draining: CancellationToken::new(),
@@ -294,7 +301,7 @@ impl App {
 
     async fn sessions(&self, shutdown: &CancellationToken) {
         let mut backoff = Backoff::default();
-        let mut facts = KnownFacts::default();
+        let mut facts = KnownFacts::new();
         let mut may_redeem = !self.key_is_new && self.registration.token.is_some();
         while !shutdown.is_cancelled() {
             let opening = async { self.opener.open(facts.fresh(&self.cluster).await).await };
@@ -308,7 +315,7 @@ impl App {
             match opened {
                 Ok((opened, session)) => {
                     let began = Instant::now();
-                    self.serve(opened, session, shutdown).await;
+                    self.serve(opened, session, &facts.facts, shutdown).await;
                     backoff.ended(began.elapsed());
                     tried = Duration::ZERO;
                 }
@@ -342,10 +349,17 @@ impl App {
         }
     }
 
-    /// Serves one session to its end.
-    async fn serve(&self, opened: Opened, session: Session, shutdown: &CancellationToken) {
-        let _counted = Counted::new(&self.state.sessions);
-        let id = session.id().to_owned();
+    /// Serves one session to its end, over one connection after the other.
+    async fn serve(
+        &self,
+        opened: Opened,
+        session: Session,
+        facts: &Facts,
+        shutdown: &CancellationToken,
+    ) {
+        let handle = session.handle();
+        let id = handle.id();
+        let (key, grace) = (Arc::clone(&opened.resumption), opened.grace);
         let over = CancellationToken::new();
         let _ends_with_the_session = over.clone().drop_guard();
         let shared = Arc::new(Shared {
@@ -366,23 +380,28 @@ impl App {
             let shared = Arc::clone(&shared);
             async move { Ok::<_, Infallible>(serve::request(&shared, request).await) }
         });
-        let mut connection =
-            pin!(tunnel::server().serve_connection(TokioIo::new(session), service));
-        let ended = tokio::select! {
-            biased;
-            ended = connection.as_mut() => ended,
-            () = shutdown.cancelled() => {
-                tracing::info!(session = id, limit = ?self.drain_limit, "draining");
-                connection.as_mut().graceful_shutdown();
-                if let Ok(ended) = timeout(self.drain_limit, connection.as_mut()).await {
-                    ended
-                } else {
-                    tracing::warn!(session = id, streams = self.state.streams(), "drain limit reached, cutting streams");
-                    over.cancel();
-                    timeout(LAST_WORDS, connection).await.unwrap_or(Ok(()))
+        let served = async {
+            let connection = tunnel::server().serve_connection(TokioIo::new(session), service);
+            // Dropped at the end of this, which ends the session.
+            let mut connection = pin!(connection);
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => ended,
+                () = shutdown.cancelled() => {
+                    tracing::info!(session = id, limit = ?self.drain_limit, "draining");
+                    connection.as_mut().graceful_shutdown();
+                    if let Ok(ended) = timeout(self.drain_limit, connection.as_mut()).await {
+                        ended
+                    } else {
+                        tracing::warn!(session = id, streams = self.state.streams(), "drain limit reached, cutting streams");
+                        over.cancel();
+                        timeout(LAST_WORDS, connection).await.unwrap_or(Ok(()))
+                    }
                 }
             }
         };
+        let kept = self.keep(&handle, &key, grace, facts, shutdown);
+        let (ended, ()) = tokio::join!(served, kept);
         match ended {
             Ok(()) => tracing::info!(session = id, "session ended"),
             // A gateway that was told so may hang up first.
@@ -390,24 +409,112 @@ impl App {
             Err(error) => tracing::warn!(session = id, error = %chain(&error), "session lost"),
         }
     }
+
+    /// Gives a session another connection whenever it has lost one, until it is over.
+    async fn keep(
+        &self,
+        handle: &Handle,
+        key: &ResumptionKey,
+        grace: Duration,
+        facts: &Facts,
+        shutdown: &CancellationToken,
+    ) {
+        let session = handle.id();
+        let mut phase = handle.phase();
+        loop {
+            let counted = Counted::new(&self.state.sessions);
+            let Ok(Phase::Down) = phase
+                .wait_for(|now| *now != Phase::Up)
+                .await
+                .map(|now| *now)
+            else {
+                return;
+            };
+            drop(counted);
+            let (began, reason) = (Instant::now(), handle.lost());
+            tracing::info!(session, reason, "connection lost, resuming");
+            let unused = async {
+                shutdown.cancelled().await;
+                if self.state.streams() > 0 {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                biased;
+                resumed = self.resume(handle, key, facts) => match resumed {
+                    Ok(replayed) => {
+                        tracing::info!(session, replayed, after = ?began.elapsed(), "session resumed");
+                        self.state.resumptions.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(error) => handle.end(&chain(&error)),
+                },
+                () = sleep(grace) => handle.end(&format!("no connection within {grace:?}")),
+                // Whoever ends doesn't wait for a gateway that has nothing more to ask.
+                () = unused => handle.end("the agent ends"),
+            }
+        }
+    }
+
+    /// Tries until a session has a connection, or can't have one.
+    async fn resume(
+        &self,
+        handle: &Handle,
+        key: &ResumptionKey,
+        facts: &Facts,
+    ) -> Result<u64, OpenError> {
+        let mut backoff = Backoff::default();
+        loop {
+            let began = Instant::now();
+            match self.opener.resume(facts, handle, key).await {
+                Err(error) if !error.ends_session() => log_failure(&error),
+                resumed => return resumed,
+            }
+            sleep(backoff.wait(began.elapsed())).await;
+        }
+    }
 }
 
 /// The cluster's facts, asked again when they are old or were not all known.
-#[derive(Default)]
 struct KnownFacts {
     facts: Facts,
     asked: Option<Instant>,
 }
 
 impl KnownFacts {
+    fn new() -> Self {
+        let facts = Facts {
+            host: host(),
+            // Without randomness no session is opened anyway.
+            process: random_id().unwrap_or_default(),
+            ..Facts::default()
+        };
+        Self { facts, asked: None }
+    }
+
     async fn fresh(&mut self, cluster: &Cluster) -> &Facts {
         let whole = !self.facts.external_id.is_empty() && !self.facts.kubernetes_version.is_empty();
         if !whole || self.asked.is_none_or(|asked| asked.elapsed() > FACTS) {
-            self.facts = cluster.facts().await;
+            let Facts { host, process, .. } = std::mem::take(&mut self.facts);
+            self.facts = Facts {
+                host,
+                process,
+                ..cluster.facts().await
+            };
             self.asked = Some(Instant::now());
         }
         &self.facts
     }
+}
+
+/// The name of this machine or pod, empty where the system doesn't tell.
+fn host() -> String {
+    #[cfg(unix)]
+    return rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    #[cfg(not(unix))]
+    String::new()
 }
 
 async fn redeem(

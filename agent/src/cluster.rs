@@ -108,6 +108,7 @@ impl Cluster {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             kubernetes_version,
             external_id,
+            ..Facts::default()
         }
     }
 

@@ -100,6 +100,11 @@ fn metrics(state: &State) -> String {
             "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"
         ));
     }
+    text.push_str(&format!(
+        "# HELP towline_agent_sessions_resumed_total How often a session went on over another connection.\n\
+         # TYPE towline_agent_sessions_resumed_total counter\ntowline_agent_sessions_resumed_total {}\n",
+        state.resumptions()
+    ));
     let name = "towline_agent_upstream_connections";
     text.push_str(&format!(
         "# HELP {name} HTTP/2 connections to the API server.\n# TYPE {name} gauge\n\

@@ -1,4 +1,4 @@
-//! A session's opening: hello, proof, and what either end learns of the other's clock.
+//! A session's opening, and its other connections: hello, proof, and what either end learns of the other's clock.
 
 use std::sync::{
     Mutex,
@@ -7,10 +7,10 @@ use std::sync::{
 
 use http::StatusCode;
 use towline_proto::{
-    handshake::{Facts, HandshakeError, NoRandomness, Opened, Opening},
+    handshake::{Facts, HandshakeError, NoRandomness, Opened, Opening, Resumption, ResumptionKey},
     jws::{KeyPair, PublicKey},
     names::Membership,
-    session::Session,
+    session::{Handle, ResumeError, Session},
 };
 
 use crate::{
@@ -34,9 +34,24 @@ pub enum OpenError {
     /// No random bytes.
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
+    /// The session doesn't take the connection.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
 }
 
 impl OpenError {
+    /// The session can't go on, whatever is tried: the gateway doesn't know it or doesn't take the agent any more, or
+    /// it is over.
+    pub fn ends_session(&self) -> bool {
+        match self {
+            Self::Dial(DialError::Refused { status, time, .. }) => {
+                time.is_none() && status.is_client_error()
+            }
+            Self::Dial(_) | Self::Randomness(_) => false,
+            Self::Handshake(_) | Self::Resume(_) => true,
+        }
+    }
+
     /// The gateway doesn't take the agent's key, for another reason than the clock.
     pub fn refused(&self) -> bool {
         use StatusCode as S;
@@ -89,66 +104,120 @@ impl Opener {
         &self.key
     }
 
-    /// Opens a session: with the carrier that passed last, else with the other.
+    /// Opens a session.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub async fn open(&self, facts: &Facts) -> Result<(Opened, Session), OpenError> {
+        let (opening, switched) = self
+            .dial(|now| {
+                let membership = self.membership.clone();
+                Ok(Opening::new(&self.key, membership, self.root, facts, now)?)
+            })
+            .await?;
+        let Switched {
+            chain,
+            proof,
+            connection,
+        } = switched;
+        let opened = opening.finish(self.root, &chain, &proof, clock::unix_now())?;
+        self.set_offset(opened.time);
+        tracing::info!(session = opened.session, carrier = ?*lock(&self.carrier), "session open");
+        let session = Session::new(opened.session.clone(), connection);
+        Ok((opened, session))
+    }
+
+    /// Gives a session another connection; how many bytes were sent again.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn resume(
+        &self,
+        facts: &Facts,
+        handle: &Handle,
+        key: &ResumptionKey,
+    ) -> Result<u64, OpenError> {
+        let resumption = || {
+            let generation = handle.generation() + 1;
+            Ok::<_, ResumeError>(Resumption {
+                session: handle.id(),
+                key,
+                generation,
+                position: handle.fence(generation)?,
+            })
+        };
+        let (opening, switched) = self
+            .dial(|now| {
+                let membership = self.membership.clone();
+                let asked = resumption()?;
+                Ok(Opening::resume(
+                    &self.key, membership, self.root, facts, now, &asked,
+                )?)
+            })
+            .await?;
+        let Switched {
+            chain,
+            proof,
+            connection,
+        } = switched;
+        let (position, time) = opening.resumed(
+            handle.id(),
+            key,
+            self.root,
+            &chain,
+            &proof,
+            clock::unix_now(),
+        )?;
+        self.set_offset(time);
+        Ok(handle.attach(handle.generation(), connection, position)?)
+    }
+
+    /// A connection on which the gateway has answered a hello: with the carrier that passed last, else with the other.
+    /// A hello is good for one try.
+    async fn dial(
+        &self,
+        hello: impl Fn(u64) -> Result<Opening, OpenError>,
+    ) -> Result<(Opening, Switched), OpenError> {
         let carrier = *lock(&self.carrier);
-        let (opened, carrier) = match self.attempt(carrier, facts).await {
+        let (dialled, carrier) = match self.attempt(carrier, &hello).await {
             Err(OpenError::Dial(error)) if error.wants_other_carrier() => {
                 let other = carrier.other();
                 tracing::info!(error = %crate::upstream::chain(&error), "{carrier:?} does not pass, trying {other:?}");
                 // The first failure is the one to report: most often nothing passes at all.
-                match self.attempt(other, facts).await {
+                match self.attempt(other, &hello).await {
                     Err(OpenError::Dial(second)) if second.wants_other_carrier() => {
                         return Err(error.into());
                     }
-                    opened => (opened?, other),
+                    dialled => (dialled?, other),
                 }
             }
-            opened => (opened?, carrier),
+            dialled => (dialled?, carrier),
         };
         *lock(&self.carrier) = carrier;
-        let (opened, switched) = opened;
-        tracing::info!(session = opened.session, ?carrier, "session open");
-        let session = Session::new(opened.session.clone(), switched.connection);
-        Ok((opened, session))
+        Ok(dialled)
     }
 
     /// One try, and a second where the clock alone was wrong.
     async fn attempt(
         &self,
         carrier: Carrier,
-        facts: &Facts,
-    ) -> Result<(Opened, Switched), OpenError> {
-        match self.hello(carrier, facts).await {
+        hello: &impl Fn(u64) -> Result<Opening, OpenError>,
+    ) -> Result<(Opening, Switched), OpenError> {
+        let switch = async || {
+            let now = clock::unix_now().saturating_add_signed(self.offset.load(Ordering::Relaxed));
+            let opening = hello(now)?;
+            let switched = self.dialer.switch(carrier, opening.hello()).await?;
+            Ok((opening, switched))
+        };
+        match switch().await {
             Err(OpenError::Dial(DialError::Refused {
                 time: Some(time), ..
             })) => {
                 self.set_offset(time);
-                self.hello(carrier, facts).await
+                switch().await
             }
             answered => answered,
         }
-    }
-
-    async fn hello(
-        &self,
-        carrier: Carrier,
-        facts: &Facts,
-    ) -> Result<(Opened, Switched), OpenError> {
-        let now = clock::unix_now().saturating_add_signed(self.offset.load(Ordering::Relaxed));
-        let opening = Opening::new(&self.key, self.membership.clone(), self.root, facts, now)?;
-        let switched = self.dialer.switch(carrier, opening.hello()).await?;
-        let opened = opening.finish(
-            self.root,
-            &switched.chain,
-            &switched.proof,
-            clock::unix_now(),
-        )?;
-        self.set_offset(opened.time);
-        Ok((opened, switched))
     }
 
     fn set_offset(&self, gateway: u64) {

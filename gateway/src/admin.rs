@@ -83,11 +83,13 @@ fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response<Full<bytes
 /// Prometheus' text format.
 fn metrics(gateway: &Gateway) -> String {
     let runtime = tokio::runtime::Handle::current().metrics();
+    let (sessions, down) = gateway.tunnels.count();
     let gauges = [
+        ("towline_sessions", "Agents' sessions.", sessions),
         (
-            "towline_sessions",
-            "Agents' sessions.",
-            gateway.tunnels.count(),
+            "towline_sessions_down",
+            "Sessions that wait for another connection.",
+            down,
         ),
         (
             "towline_streams",
@@ -110,6 +112,24 @@ fn metrics(gateway: &Gateway) -> String {
         let _written = writeln!(
             text,
             "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
+        );
+    }
+    let (resumed, replayed) = gateway.tunnels.resumptions();
+    for (name, help, value) in [
+        (
+            "towline_sessions_resumed_total",
+            "How often a session went on over another connection.",
+            resumed,
+        ),
+        (
+            "towline_sessions_replayed_bytes_total",
+            "Bytes sent again on those.",
+            replayed,
+        ),
+    ] {
+        let _written = writeln!(
+            text,
+            "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}"
         );
     }
     let (reloads, failed) = gateway.people.reloads();

@@ -1,43 +1,35 @@
-//! The other door: accepts an agent, proves who both are, and runs its session.
+//! The other door: accepts an agent, and proves who both are.
 //!
-//! Threat: somebody serves a cluster that isn't theirs.
+//! Threat: somebody serves a cluster that isn't theirs, or takes a session over.
 //! Decision: the key that was enrolled for a membership is looked up by the name that the hello claims, and only
-//! a hello signed by that key, made within a minute and seen for the first time, opens a session.
-//! Consequence: a second agent that claims a name is refused, and an agent can't become another cluster.
+//! a hello signed by that key, made within a minute and seen for the first time, opens a session. To go on with a
+//! session takes all of that, the same key, and the session's own secret.
+//! Consequence: a second agent that claims a name is refused, and an agent can't become another cluster. A membership
+//! that is deleted or registered anew ends its sessions at their next connection at the latest.
 
 use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use towline_proto::{
-    handshake::{self, Accepted, HandshakeError, Hello},
-    jws::KeyPair,
+    handshake::{self, HandshakeError},
     names::Membership,
-    session::Session,
-    tunnel,
-    websocket::{End, WebSocketConnection},
 };
 
-use crate::{
-    app::Gateway,
-    request::Body,
-    tunnels::{RequestBody, Tunnel},
-};
+use crate::{app::Gateway, request::Body, tunnels::Tunnel};
+use session::{Beginning, Upgraded};
+
+mod session;
 
 /// Answer header: the gateway itself answered, no box on the way.
 pub const OWN_ANSWER: &str = "towline-gateway";
-
-/// How long an agent has from the 101 to HTTP/2.
-const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// The subprotocol of a session in a WebSocket.
 const SUBPROTOCOL: &str = "towline";
@@ -60,6 +52,8 @@ enum Refused {
     Handshake(#[source] HandshakeError),
     #[error("the hello was used before")]
     Repeated,
+    #[error("session {0} is not here; open a new one")]
+    Gone(String),
     #[error("the gateway can't look the membership up just now")]
     Store(#[source] crate::store::StoreError),
 }
@@ -73,6 +67,7 @@ impl Refused {
                 StatusCode::UNAUTHORIZED
             }
             Self::Unknown(_) | Self::Handshake(_) => StatusCode::FORBIDDEN,
+            Self::Gone(_) => StatusCode::GONE,
             Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -101,10 +96,17 @@ pub async fn connect(
     match accept(gateway, request).await {
         Ok((response, opening)) => {
             let gateway = Arc::clone(gateway);
-            gateway
-                .tasks
-                .clone()
-                .spawn(async move { serve(&gateway, client, opening).await });
+            gateway.tasks.clone().spawn(async move {
+                let Opening { upgraded, purpose } = opening;
+                match purpose {
+                    Purpose::Begin(beginning) => {
+                        session::run(&gateway, client, upgraded, *beginning).await;
+                    }
+                    Purpose::Resume(resumption) => {
+                        session::resume(&gateway, client, upgraded, resumption).await;
+                    }
+                }
+            });
             response
         }
         Err(refused) => {
@@ -121,13 +123,24 @@ enum Carrier {
     WebSocket,
 }
 
-/// A session between its 101 and its first byte.
+/// A connection between its 101 and its first byte.
 struct Opening {
-    upgrade: OnUpgrade,
-    carrier: Carrier,
-    accepted: Accepted,
-    signing: Arc<KeyPair>,
-    hello: Hello,
+    upgraded: Upgraded,
+    purpose: Purpose,
+}
+
+/// What a connection is for.
+enum Purpose {
+    Begin(Box<Beginning>),
+    Resume(Resumption),
+}
+
+/// A session that was taken from its connection and goes on over another.
+struct Resumption {
+    tunnel: Arc<Tunnel>,
+    generation: u64,
+    /// How many bytes have arrived at the agent.
+    position: u64,
 }
 
 async fn accept(
@@ -184,8 +197,48 @@ async fn accept(
         return Err(Refused::Repeated);
     }
     let (signing, chain) = gateway.keys.signing_with_chain();
-    let accepted =
-        handshake::accept(&signing, &statement, &hello, now).map_err(Refused::Handshake)?;
+    let grace = gateway.config.session_grace;
+    let (proof, purpose) = if let Some(resume) = &hello.resume {
+        let gone = || Refused::Gone(resume.session.chars().take(64).collect());
+        let tunnel = gateway
+            .tunnels
+            .session(&hello.membership, &resume.session)
+            .filter(|tunnel| *tunnel.agent() == enrolled)
+            .ok_or_else(gone)?;
+        handshake::verify_resume(&hello, resume, tunnel.resumption())
+            .map_err(Refused::Handshake)?;
+        // From here on nothing arrives over the connection before, so the position holds.
+        let ours = tunnel
+            .handle()
+            .fence(resume.generation)
+            .map_err(|_| gone())?;
+        let key = tunnel.resumption();
+        let proof = handshake::resume(
+            &signing,
+            &statement,
+            &hello,
+            resume,
+            key,
+            (ours, grace, now),
+        );
+        let resumption = Resumption {
+            tunnel,
+            generation: resume.generation,
+            position: resume.position,
+        };
+        (proof, Purpose::Resume(resumption))
+    } else {
+        let accepted = handshake::accept(&signing, &statement, &hello, grace, now)
+            .map_err(Refused::Handshake)?;
+        let proof = accepted.proof.clone();
+        let beginning = Beginning {
+            accepted,
+            signing,
+            hello,
+            agent: enrolled,
+        };
+        (proof, Purpose::Begin(Box::new(beginning)))
+    };
 
     let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -194,7 +247,7 @@ async fn accept(
     headers.insert(OWN_ANSWER, HeaderValue::from_static("1"));
     for (name, value) in [
         (handshake::CHAIN, chain.to_header()),
-        (handshake::PROOF, accepted.proof.clone()),
+        (handshake::PROOF, proof),
     ] {
         headers.insert(
             name,
@@ -220,11 +273,8 @@ async fn accept(
     Ok((
         response,
         Opening {
-            upgrade,
-            carrier,
-            accepted,
-            signing,
-            hello,
+            upgraded: Upgraded { upgrade, carrier },
+            purpose,
         },
     ))
 }
@@ -251,93 +301,6 @@ fn refuse(gateway: &Gateway, refused: &Refused) -> Response<Body> {
         headers.insert(handshake::TIME, HeaderValue::from(gateway.clock.unix()));
     }
     response
-}
-
-/// Runs a session from its first byte to its last.
-async fn serve(gateway: &Gateway, client: IpAddr, opening: Opening) {
-    let Opening {
-        upgrade,
-        carrier,
-        accepted,
-        signing,
-        hello,
-    } = opening;
-    let membership = hello.membership.clone();
-    let connect = async {
-        let connection = TokioIo::new(upgrade.await?);
-        let session = match carrier {
-            Carrier::Plain => Session::new(accepted.session.clone(), connection),
-            Carrier::WebSocket => Session::new(
-                accepted.session.clone(),
-                WebSocketConnection::new(connection, End::Server).await,
-            ),
-        };
-        tunnel::client()
-            .handshake::<_, RequestBody>(TokioIo::new(session))
-            .await
-    };
-    let (requests, connection) = match tokio::time::timeout(START_LIMIT, connect).await {
-        Ok(Ok(parts)) => parts,
-        Ok(Err(error)) => {
-            tracing::warn!(%client, %membership, error = &error as &dyn std::error::Error, "session did not start");
-            return;
-        }
-        Err(_) => {
-            tracing::warn!(%client, %membership, "session did not start within {START_LIMIT:?}");
-            return;
-        }
-    };
-    let tunnel = Tunnel::new(
-        membership.clone(),
-        accepted.session.clone(),
-        accepted.key,
-        signing,
-        gateway.clock.clone(),
-        requests,
-    );
-    let tunnel = Arc::new(tunnel);
-    let closed = tunnel.closed().clone();
-    let registered = gateway.tunnels.register(tunnel);
-    tracing::info!(%client, %membership, session = accepted.session, ?carrier, agent = hello.agent_version, "session up");
-    if let Err(error) = gateway
-        .store
-        .agent_connected(&membership, &hello, gateway.clock.unix())
-        .await
-    {
-        tracing::error!(%membership, error = &error as &dyn std::error::Error, "the membership's state was not noted");
-    }
-
-    let outcome = tokio::select! {
-        biased;
-        () = closed.cancelled() => Ok(()),
-        outcome = connection => outcome,
-    };
-    let reason = outcome
-        .err()
-        .map_or_else(|| "closed".to_owned(), |error| describe(&error));
-    let last = registered.is_last();
-    drop(registered);
-    tracing::info!(%client, %membership, session = accepted.session, reason, "session over");
-    if last
-        && let Err(error) = gateway
-            .store
-            .agent_disconnected(&membership, gateway.clock.unix())
-            .await
-    {
-        tracing::error!(%membership, error = &error as &dyn std::error::Error, "the membership's state was not noted");
-    }
-}
-
-/// An error with its causes.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

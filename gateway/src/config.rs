@@ -52,6 +52,8 @@ pub struct File {
     pub trusted_proxies: Option<Vec<String>>,
     /// How long running streams may go on after SIGTERM; `60s`.
     pub drain_limit: Option<String>,
+    /// How long an agent's session is kept without a connection; `60s`, and not at all with `0s`.
+    pub session_grace: Option<String>,
     /// How much callers may use where their project has set nothing.
     pub limits: Option<Defaults>,
     /// How long tokens are good.
@@ -135,6 +137,8 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// How long running streams may go on after SIGTERM.
     pub drain_limit: Duration,
+    /// How long a session is kept without a connection.
+    pub session_grace: Duration,
     /// How much callers may use where their project has set nothing.
     pub limits: Defaults,
     /// How long tokens are good.
@@ -308,6 +312,13 @@ impl File {
             );
         }
         let drain_limit = check.or("drain_limit", self.drain_limit.as_deref(), "60s", duration);
+        let (least, most) = (Duration::ZERO, Duration::from_secs(600));
+        let session_grace = check.or(
+            "session_grace",
+            self.session_grace.as_deref(),
+            "60s",
+            |text| within(text, least, most),
+        );
         let tokens = self.tokens.clone().unwrap_or_default();
         let access = check.or("tokens.access", tokens.access.as_deref(), "10m", |text| {
             within(text, Duration::from_secs(60), ACCESS_MOST)
@@ -336,6 +347,7 @@ impl File {
             admin_listen,
             tls,
             drain_limit,
+            session_grace,
             access,
             idle,
             sign_in,
@@ -347,6 +359,7 @@ impl File {
                 Some(admin_listen),
                 Some(tls),
                 Some(drain_limit),
+                Some(session_grace),
                 Some(access),
                 Some(idle),
                 Some(sign_in),
@@ -363,6 +376,7 @@ impl File {
                 state_dir,
                 trusted_proxies,
                 drain_limit,
+                session_grace,
                 limits,
                 tokens: Tokens {
                     access,
@@ -488,6 +502,7 @@ impl fmt::Debug for Config {
             .field("certificate_authority", &self.certificate_authority)
             .field("trusted_proxies", &self.trusted_proxies)
             .field("drain_limit", &self.drain_limit)
+            .field("session_grace", &self.session_grace)
             .field("limits", &self.limits)
             .field("tokens", &self.tokens)
             .field("authentication_config", &self.authentication_config)
@@ -657,6 +672,7 @@ mod tests {
         assert_eq!(config.state_dir, Path::new("/etc/towline"));
         assert_eq!(config.tls, None);
         assert_eq!(config.drain_limit.as_secs(), 60);
+        assert_eq!(config.session_grace.as_secs(), 60);
         assert_eq!(config.limits, Defaults::default());
         assert_eq!(config.tokens.access.as_secs(), 600);
     }
@@ -737,7 +753,7 @@ mod tests {
             "the configuration /etc/towline/gateway.toml can't be used\n\
              TOML parse error at line 3, column 1\n  |\n3 | listn = \"x\"\n  | ^^^^^\n\
              unknown field `listn`, expected one of `public_url`, `listen`, `admin_listen`, `state_dir`, `tls`, \
-             `certificate_authority`, `trusted_proxies`, `drain_limit`, `limits`, `tokens`, `authentication_config`, `login`, \
+             `certificate_authority`, `trusted_proxies`, `drain_limit`, `session_grace`, `limits`, `tokens`, `authentication_config`, `login`, \
              `federation`, `audit`\n"
         );
         let error = check("listen = 1").unwrap_err().to_string();

@@ -56,6 +56,7 @@ const KEYS: &str = "Configuration file (TOML):
   certificate_authority  PEM file that new agents check the certificate against
   trusted_proxies        addresses and networks whose X-Forwarded-For is believed [none]
   drain_limit            how long streams may go on after SIGTERM      [60s]
+  session_grace          how long a session is kept without a connection [60s]
   limits                 what callers may use where their project has set nothing (towline quotas):
     requests_per_minute_per_principal, requests_per_minute_per_project [6000, 60000]
     streams_per_principal, streams_per_project                         [50, 500]

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,8 +19,10 @@ use towline_proto::{
     assertion::{GRANT_SECONDS, Grant, Nested, Sealed, SessionKey},
     body::{self, Aborted},
     end_to_end::Proof,
-    jws::KeyPair,
+    handshake::{Accepted, Hello, ResumptionKey},
+    jws::{KeyPair, PublicKey},
     names::Membership,
+    session::Handle,
     tunnel, wire,
 };
 
@@ -45,7 +50,12 @@ pub type RequestBody = UnsyncBoxBody<Bytes, Aborted>;
 #[derive(Debug)]
 pub struct Tunnel {
     membership: Membership,
-    session: String,
+    handle: Handle,
+    /// The enrolled key of its agent, the machine that it runs on, and which of its starts this is.
+    agent: PublicKey,
+    host: String,
+    process: String,
+    resumption: ResumptionKey,
     key: SessionKey,
     signing: Arc<KeyPair>,
     clock: Clock,
@@ -92,17 +102,22 @@ impl Held {
 impl Tunnel {
     /// A tunnel over an HTTP/2 connection that was just made on a session.
     pub fn new(
-        membership: Membership,
-        session: String,
-        key: SessionKey,
+        hello: &Hello,
+        accepted: Accepted,
+        agent: PublicKey,
         signing: Arc<KeyPair>,
         clock: Clock,
+        handle: Handle,
         requests: SendRequest<RequestBody>,
     ) -> Self {
         Self {
-            membership,
-            session,
-            key,
+            membership: hello.membership.clone(),
+            handle,
+            agent,
+            host: hello.host.clone(),
+            process: hello.process.clone(),
+            resumption: accepted.resumption,
+            key: accepted.key,
             signing,
             clock,
             requests,
@@ -115,6 +130,26 @@ impl Tunnel {
     /// Cancelled when the session is over.
     pub const fn closed(&self) -> &CancellationToken {
         &self.closed
+    }
+
+    /// Whose session it is.
+    pub const fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Gives the session other connections.
+    pub const fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The enrolled key of the agent that opened it.
+    pub const fn agent(&self) -> &PublicKey {
+        &self.agent
+    }
+
+    /// The secret that other connections are asked for.
+    pub const fn resumption(&self) -> &ResumptionKey {
+        &self.resumption
     }
 
     /// Requests in it now.
@@ -227,7 +262,7 @@ impl Tunnel {
         let exp = now + GRANT_SECONDS;
         let grant = Grant {
             membership: self.membership.clone(),
-            session: self.session.clone(),
+            session: self.handle.id().to_owned(),
             principal: principal.clone(),
             user: identity.user.clone(),
             uid: identity.uid.clone(),
@@ -258,7 +293,15 @@ fn text(value: &str) -> Result<HeaderValue, Refused> {
 pub struct Tunnels {
     state: Arc<Mutex<State>>,
     arrived: Arc<Notify>,
+    resumed: Arc<Resumed>,
     started: Instant,
+}
+
+/// What went on over another connection.
+#[derive(Debug, Default)]
+struct Resumed {
+    sessions: AtomicU64,
+    replayed: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -272,6 +315,7 @@ impl Default for Tunnels {
         Self {
             state: Arc::default(),
             arrived: Arc::default(),
+            resumed: Arc::default(),
             started: Instant::now(),
         }
     }
@@ -285,9 +329,14 @@ pub struct Registered {
 }
 
 impl Registered {
-    /// Whether this is the membership's only session.
+    /// Whether no other session of the membership is up.
     pub fn is_last(&self) -> bool {
-        self.tunnels.sessions(&self.tunnel.membership) <= 1
+        let state = self.tunnels.lock();
+        let live = state.live.get(&self.tunnel.membership);
+        !live
+            .into_iter()
+            .flatten()
+            .any(|other| !Arc::ptr_eq(other, &self.tunnel) && other.handle.is_up())
     }
 }
 
@@ -307,17 +356,27 @@ impl Drop for Registered {
 }
 
 impl Tunnels {
-    /// Adds a session.
+    /// Adds a session. Those that wait for a connection of an agent that has begun anew meanwhile wait no longer.
     pub fn register(&self, tunnel: Arc<Tunnel>) -> Registered {
         let mut state = self.lock();
         state.lost.remove(&tunnel.membership);
         state.lost.retain(|_, since| since.elapsed() < RECENT);
-        state
-            .live
-            .entry(tunnel.membership.clone())
-            .or_default()
-            .push(Arc::clone(&tunnel));
+        let live = state.live.entry(tunnel.membership.clone()).or_default();
+        let abandoned: Vec<Handle> = live
+            .iter()
+            .filter(|other| {
+                !other.handle.is_up()
+                    && !tunnel.host.is_empty()
+                    && other.host == tunnel.host
+                    && other.process != tunnel.process
+            })
+            .map(|other| other.handle.clone())
+            .collect();
+        live.push(Arc::clone(&tunnel));
         drop(state);
+        for handle in abandoned {
+            handle.end("its agent has started anew");
+        }
         self.arrived.notify_waiters();
         Registered {
             tunnels: self.clone(),
@@ -347,27 +406,55 @@ impl Tunnels {
         }
     }
 
+    /// A session of a membership by its id.
+    pub fn session(&self, membership: &Membership, id: &str) -> Option<Arc<Tunnel>> {
+        let state = self.lock();
+        let live = state.live.get(membership)?;
+        live.iter().find(|tunnel| tunnel.handle.id() == id).cloned()
+    }
+
+    /// A session goes on, and so many bytes were sent again.
+    pub fn resumed(&self, replayed: u64) {
+        self.resumed.sessions.fetch_add(1, Ordering::Relaxed);
+        self.resumed.replayed.fetch_add(replayed, Ordering::Relaxed);
+        self.arrived.notify_waiters();
+    }
+
+    /// How often sessions went on over another connection, and how many bytes were sent again.
+    pub fn resumptions(&self) -> (u64, u64) {
+        let Resumed { sessions, replayed } = &*self.resumed;
+        (
+            sessions.load(Ordering::Relaxed),
+            replayed.load(Ordering::Relaxed),
+        )
+    }
+
     fn best(&self, membership: &Membership) -> Option<Arc<Tunnel>> {
         let state = self.lock();
         let live = state.live.get(membership)?;
         live.iter()
-            .filter(|tunnel| !tunnel.closed.is_cancelled())
+            .filter(|tunnel| !tunnel.closed.is_cancelled() && tunnel.handle.is_up())
             .min_by_key(|tunnel| tunnel.streams())
             .cloned()
     }
 
     fn expected(&self, membership: &Membership) -> bool {
+        let state = self.lock();
+        let lost = state.lost.get(membership);
         self.started.elapsed() < RECENT
-            || self
-                .lock()
-                .lost
-                .get(membership)
-                .is_some_and(|since| since.elapsed() < RECENT)
+            || lost.is_some_and(|since| since.elapsed() < RECENT)
+            // A session that waits for a connection.
+            || state.live.contains_key(membership)
     }
 
-    /// How many sessions a membership has here.
+    /// How many sessions of a membership are up here.
     pub fn sessions(&self, membership: &Membership) -> usize {
-        self.lock().live.get(membership).map_or(0, Vec::len)
+        let state = self.lock();
+        let live = state.live.get(membership);
+        live.into_iter()
+            .flatten()
+            .filter(|tunnel| tunnel.handle.is_up())
+            .count()
     }
 
     /// How many requests are in a membership's sessions here.
@@ -377,16 +464,19 @@ impl Tunnels {
         live.map_or(0, |live| live.iter().map(|tunnel| tunnel.streams()).sum())
     }
 
-    /// How many sessions there are here in all.
-    pub fn count(&self) -> usize {
-        self.lock().live.values().map(Vec::len).sum()
+    /// How many sessions there are here in all, and how many of them wait for a connection.
+    pub fn count(&self) -> (usize, usize) {
+        let state = self.lock();
+        let all = || state.live.values().flatten();
+        let down = all().filter(|tunnel| !tunnel.handle.is_up()).count();
+        (all().count(), down)
     }
 
     /// Ends a membership's sessions; their streams end with them.
     pub fn close(&self, membership: &Membership, reason: &str) {
         let live = self.lock().live.remove(membership).unwrap_or_default();
         for tunnel in live {
-            tracing::info!(%membership, session = tunnel.session, reason, "session closed");
+            tracing::info!(%membership, session = tunnel.handle.id(), reason, "session closed");
             tunnel.closed.cancel();
         }
     }

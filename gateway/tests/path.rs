@@ -13,7 +13,8 @@ mod path {
     pub(crate) mod double;
     mod hostile;
     mod iam;
-    mod leases;
+    pub(crate) mod leases;
+    mod resumption;
     pub(crate) mod world;
 }
 

@@ -6,8 +6,14 @@
 //! each carries a fresh X25519 share, and the proof names the hello it answers.
 //! Consequence: a carrier can cut a session, but can neither open one nor add a request to one.
 //!
+//! A session outlives its connection: the hello of another connection may ask to go on with a session ([`Resume`]).
+//! Whoever asks proves the agent's key, as at the beginning, and that it knows the secret of this session; the proof
+//! says that the gateway knows it, too. Both are over the hello's own number, so each is good once.
+//!
 //! The hello travels in [`HELLO`] of the agent's `GET /agent/v1/connect`, chain and proof in [`CHAIN`] and
 //! [`PROOF`] of the `101 Switching Protocols`.
+
+use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::{agreement, digest, hkdf, hmac};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
@@ -27,7 +33,7 @@ pub const PROTOCOL: &str = "towline";
 pub const VERSION_HEADER: &str = "towline-version";
 
 /// The version that this code speaks.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Request header: the agent's [`Hello`].
 pub const HELLO: &str = "towline-hello";
@@ -41,6 +47,9 @@ pub const PROOF: &str = "towline-proof";
 /// Response header of a refused hello: the gateway's time in Unix seconds, so that an agent whose clock is
 /// off can try again at once.
 pub const TIME: &str = "towline-time";
+
+/// How long a session is kept without a connection, unless an operator says otherwise.
+pub const GRACE: Duration = Duration::from_secs(60);
 
 /// How far a hello's time may be from the gateway's, in seconds.
 pub const HELLO_SECONDS: u64 = 60;
@@ -70,6 +79,35 @@ pub struct Hello {
     pub kubernetes_version: String,
     /// UID of the `kube-system` namespace, empty when it could not be asked.
     pub external_id: String,
+    /// The machine or pod that it runs on.
+    pub host: String,
+    /// Random, one for each start of an agent.
+    pub process: String,
+    /// The session to go on with, where it is not a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<Resume>,
+}
+
+/// Which session an agent goes on with, and from where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The session's id.
+    pub session: String,
+    /// Counts the connections that were tried for it; a lower one than was seen is refused.
+    pub generation: u64,
+    /// How many bytes the agent has received.
+    pub position: u64,
+    /// Made with the session's [`ResumptionKey`].
+    pub mac: String,
+}
+
+/// From where the gateway goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// How many bytes the gateway has received.
+    pub position: u64,
+    /// Made with the session's [`ResumptionKey`].
+    pub mac: String,
 }
 
 /// What the gateway answers; signed with the key at the end of its chain.
@@ -83,8 +121,13 @@ pub struct Proof {
     pub hello: String,
     /// The gateway's time, in Unix seconds.
     pub iat: u64,
-    /// The gateway's X25519 share, base64url.
+    /// The gateway's X25519 share, base64url; empty where it is not a new session.
     pub share: String,
+    /// How long the session is kept without a connection, in seconds.
+    pub grace: u64,
+    /// Where it is not a new session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<Resumed>,
 }
 
 /// A random identifier: 128 bits in hexadecimal.
@@ -131,7 +174,12 @@ impl Share {
         &self.public
     }
 
-    fn agree(self, peer: &str, hello: &str, proof: &str) -> Result<SessionKey, HandshakeError> {
+    fn agree(
+        self,
+        peer: &str,
+        hello: &str,
+        proof: &str,
+    ) -> Result<(SessionKey, ResumptionKey), HandshakeError> {
         let peer = BASE64URL.decode(peer).map_err(|_| HandshakeError::Share)?;
         let peer = agreement::UnparsedPublicKey::new(&agreement::X25519, peer);
         let mut transcript = digest::Context::new(&digest::SHA256);
@@ -140,14 +188,61 @@ impl Share {
         transcript.update(proof.as_bytes());
         let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, transcript.finish().as_ref());
         agreement::agree_ephemeral(self.private, peer, HandshakeError::Share, |secret| {
-            let key = salt
-                .extract(secret)
-                .expand(&[b"towline request mac v1"], hmac::HMAC_SHA256)
-                .map(hmac::Key::from)
-                .map_err(|_| HandshakeError::Share)?;
-            Ok(SessionKey::new(key))
+            let secret = salt.extract(secret);
+            let key = |label: &[u8]| {
+                secret
+                    .expand(&[label], hmac::HMAC_SHA256)
+                    .map(hmac::Key::from)
+                    .map_err(|_| HandshakeError::Share)
+            };
+            let requests = SessionKey::new(key(b"towline request mac v1")?);
+            let resumption = ResumptionKey(key(b"towline resumption v1")?);
+            Ok((requests, resumption))
         })
     }
+}
+
+/// Proves either end of a session to the other when it gets another connection.
+pub struct ResumptionKey(hmac::Key);
+
+impl std::fmt::Debug for ResumptionKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ResumptionKey")
+    }
+}
+
+impl ResumptionKey {
+    /// Over the hello's own number, so that no MAC is good for a second one.
+    fn of_agent(&self, jti: &str, session: &str, generation: u64, position: u64) -> hmac::Context {
+        let mut context = hmac::Context::with_key(&self.0);
+        context.update(b"agent");
+        for field in [jti, session] {
+            context.update(&(field.len() as u64).to_be_bytes());
+            context.update(field.as_bytes());
+        }
+        for number in [generation, position] {
+            context.update(&number.to_be_bytes());
+        }
+        context
+    }
+
+    /// Over the hello that it answers, which names the session.
+    fn of_gateway(&self, hello: &str, position: u64) -> hmac::Context {
+        let mut context = hmac::Context::with_key(&self.0);
+        context.update(b"gateway");
+        context.update(&position.to_be_bytes());
+        context.update(fingerprint(hello.as_bytes()).as_bytes());
+        context
+    }
+}
+
+/// Whether `mac` is what `context` comes to.
+fn holds(context: hmac::Context, mac: &str) -> Result<(), HandshakeError> {
+    let mac = BASE64URL
+        .decode(mac)
+        .map_err(|_| HandshakeError::Resumption)?;
+    aws_lc_rs::constant_time::verify_slices_are_equal(context.sign().as_ref(), &mac)
+        .map_err(|_| HandshakeError::Resumption)
 }
 
 /// Why a handshake fails.
@@ -193,6 +288,9 @@ pub enum HandshakeError {
         /// Ours.
         ours: u64,
     },
+    /// Who goes on with a session doesn't know its secret.
+    #[error("the other end does not know the secret of the session to go on with")]
+    Resumption,
     /// A key share is no X25519 public key.
     #[error("the key share is not an X25519 public key")]
     Share,
@@ -217,6 +315,10 @@ pub struct Opened {
     pub grants: PublicKey,
     /// Checks the MAC of each request.
     pub key: SessionKey,
+    /// Goes on with the session on another connection.
+    pub resumption: Arc<ResumptionKey>,
+    /// How long the gateway keeps the session without a connection.
+    pub grace: Duration,
     /// The gateway's signed time, in Unix seconds.
     pub time: u64,
 }
@@ -230,10 +332,27 @@ pub struct Facts {
     pub kubernetes_version: String,
     /// UID of the `kube-system` namespace, empty when unknown.
     pub external_id: String,
+    /// The machine or pod that it runs on.
+    pub host: String,
+    /// Random, one for each start of an agent.
+    pub process: String,
+}
+
+/// A session that is to go on.
+#[derive(Debug, Clone, Copy)]
+pub struct Resumption<'a> {
+    /// Its id.
+    pub session: &'a str,
+    /// Its secret.
+    pub key: &'a ResumptionKey,
+    /// Which try it is.
+    pub generation: u64,
+    /// How many bytes have arrived here.
+    pub position: u64,
 }
 
 impl Opening {
-    /// Signs a hello at `now` (Unix seconds by the gateway's clock, as far as the agent knows it).
+    /// Signs a hello for a new session at `now` (Unix seconds by the gateway's clock, as far as the agent knows it).
     ///
     /// # Errors
     /// The system has no randomness to give.
@@ -244,16 +363,61 @@ impl Opening {
         facts: &Facts,
         now: u64,
     ) -> Result<Self, NoRandomness> {
+        Self::sign(key, membership, root, facts, now, None)
+    }
+
+    /// Signs a hello that goes on with a session.
+    ///
+    /// # Errors
+    /// The system has no randomness to give.
+    pub fn resume(
+        key: &KeyPair,
+        membership: Membership,
+        root: PublicKey,
+        facts: &Facts,
+        now: u64,
+        resumption: &Resumption<'_>,
+    ) -> Result<Self, NoRandomness> {
+        Self::sign(key, membership, root, facts, now, Some(resumption))
+    }
+
+    fn sign(
+        key: &KeyPair,
+        membership: Membership,
+        root: PublicKey,
+        facts: &Facts,
+        now: u64,
+        resumption: Option<&Resumption<'_>>,
+    ) -> Result<Self, NoRandomness> {
         let share = Share::generate()?;
+        let jti = random_id()?;
+        let resume = resumption.map(|asked| {
+            let Resumption {
+                session,
+                key,
+                generation,
+                position,
+            } = *asked;
+            let mac = key.of_agent(&jti, session, generation, position).sign();
+            Resume {
+                session: session.to_owned(),
+                generation,
+                position,
+                mac: BASE64URL.encode(mac),
+            }
+        });
         let claims = Hello {
             membership,
             root: root.id(),
             iat: now,
-            jti: random_id()?,
+            jti,
             share: share.public().to_owned(),
             agent_version: facts.agent_version.clone(),
             kubernetes_version: facts.kubernetes_version.clone(),
             external_id: facts.external_id.clone(),
+            host: facts.host.clone(),
+            process: facts.process.clone(),
+            resume,
         };
         let hello = key.sign(Kind::Hello, &claims);
         Ok(Self {
@@ -279,6 +443,52 @@ impl Opening {
         proof: &str,
         now: u64,
     ) -> Result<Opened, HandshakeError> {
+        let (grants, claims) = self.verify(root, chain, proof, now)?;
+        if claims.resumed.is_some() {
+            return Err(HandshakeError::Answer);
+        }
+        let (key, resumption) = self.share.agree(&claims.share, &self.hello, proof)?;
+        Ok(Opened {
+            session: claims.session,
+            grants,
+            key,
+            resumption: Arc::new(resumption),
+            grace: Duration::from_secs(claims.grace),
+            time: claims.iat,
+        })
+    }
+
+    /// Checks the answer to a hello that goes on with a session; how many bytes have arrived at the gateway, and its
+    /// time.
+    ///
+    /// # Errors
+    /// See [`HandshakeError`]; the connection is to be dropped.
+    pub fn resumed(
+        self,
+        session: &str,
+        key: &ResumptionKey,
+        root: PublicKey,
+        chain: &str,
+        proof: &str,
+        now: u64,
+    ) -> Result<(u64, u64), HandshakeError> {
+        let (_, claims) = self.verify(root, chain, proof, now)?;
+        let resumed = claims.resumed.ok_or(HandshakeError::Answer)?;
+        if claims.session != session {
+            return Err(HandshakeError::Answer);
+        }
+        holds(key.of_gateway(&self.hello, resumed.position), &resumed.mac)?;
+        Ok((resumed.position, claims.iat))
+    }
+
+    /// What the proof says, and the key that it is signed with.
+    fn verify(
+        &self,
+        root: PublicKey,
+        chain: &str,
+        proof: &str,
+        now: u64,
+    ) -> Result<(PublicKey, Proof), HandshakeError> {
         let chain = Chain::from_header(chain).map_err(HandshakeError::Chain)?;
         // The time is signed by the key that the chain vouches for, and the chain is checked at that time:
         // peek, then verify both.
@@ -300,13 +510,7 @@ impl Opening {
         {
             return Err(HandshakeError::Answer);
         }
-        let key = self.share.agree(&claims.share, &self.hello, proof)?;
-        Ok(Opened {
-            session: claims.session,
-            grants,
-            key,
-            time: claims.iat,
-        })
+        Ok((grants, claims))
     }
 }
 
@@ -372,9 +576,12 @@ pub struct Accepted {
     pub proof: String,
     /// Makes the MAC of each request.
     pub key: SessionKey,
+    /// Goes on with the session on another connection.
+    pub resumption: ResumptionKey,
 }
 
-/// Answers a verified hello (`hello` is the statement it came in).
+/// Answers a verified hello (`hello` is the statement it came in) with a new session, which is kept without a
+/// connection for `grace`.
 ///
 /// # Errors
 /// The agent's share is no key, or there is no randomness.
@@ -382,6 +589,7 @@ pub fn accept(
     signing: &KeyPair,
     hello: &str,
     claims: &Hello,
+    grace: Duration,
     now: u64,
 ) -> Result<Accepted, HandshakeError> {
     let share = Share::generate()?;
@@ -394,14 +602,59 @@ pub fn accept(
             hello: fingerprint(hello.as_bytes()),
             iat: now,
             share: share.public().to_owned(),
+            grace: grace.as_secs(),
+            resumed: None,
         },
     );
-    let key = share.agree(&claims.share, hello, &proof)?;
+    let (key, resumption) = share.agree(&claims.share, hello, &proof)?;
     Ok(Accepted {
         session,
         proof,
         key,
+        resumption,
     })
+}
+
+/// Whether a verified hello knows the secret of the session that it goes on with.
+///
+/// # Errors
+/// [`HandshakeError::Resumption`].
+pub fn verify_resume(
+    claims: &Hello,
+    resume: &Resume,
+    key: &ResumptionKey,
+) -> Result<(), HandshakeError> {
+    let expected = key.of_agent(
+        &claims.jti,
+        &resume.session,
+        resume.generation,
+        resume.position,
+    );
+    holds(expected, &resume.mac)
+}
+
+/// The proof that answers a hello which goes on with a session, of which `position` bytes have arrived here.
+pub fn resume(
+    signing: &KeyPair,
+    hello: &str,
+    claims: &Hello,
+    resume: &Resume,
+    key: &ResumptionKey,
+    (position, grace, now): (u64, Duration, u64),
+) -> String {
+    let mac = BASE64URL.encode(key.of_gateway(hello, position).sign());
+    signing.sign(
+        Kind::Proof,
+        &Proof {
+            session: resume.session.clone(),
+            membership: claims.membership.clone(),
+            hello: fingerprint(hello.as_bytes()),
+            iat: now,
+            share: String::new(),
+            grace: grace.as_secs(),
+            resumed: Some(Resumed { position, mac }),
+        },
+    )
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 //!
 //! With the defaults of the HTTP/2 library any one caller can stop a whole tunnel; each setting below
 //! closes one of those ways, and each has a test that fails without it.
-
-use std::time::Duration;
+//!
+//! HTTP/2's own pings are off: a session knows by itself when its connection is dead, and HTTP/2 must not give up what
+//! the session goes on with.
 
 use hyper::{client, server};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -30,12 +31,6 @@ const H2_MAX_STREAMS: u32 = 1 << 20;
 /// Streams that a gateway opens in one session before it refuses.
 pub const MAX_STREAMS: usize = 10_000;
 
-/// Between two pings. With [`PING_LIMIT`] a dead peer is found within 10 s.
-pub const PING_INTERVAL: Duration = Duration::from_secs(5);
-
-/// How long a ping may stay unanswered.
-pub const PING_LIMIT: Duration = Duration::from_secs(5);
-
 /// Cancelled requests that may wait to be looked at. The library's 20 let one impatient client end everybody's
 /// tunnel.
 const PENDING_RESETS: usize = 100_000;
@@ -50,10 +45,7 @@ pub fn client() -> client::conn::http2::Builder<TokioExecutor> {
         .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(MAX_HEADER_LIST)
         .initial_max_send_streams(H2_MAX_STREAMS as usize)
-        .max_concurrent_reset_streams(PENDING_RESETS)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_LIMIT)
-        .keep_alive_while_idle(true);
+        .max_concurrent_reset_streams(PENDING_RESETS);
     builder
 }
 
@@ -69,8 +61,6 @@ pub fn server() -> server::conn::http2::Builder<TokioExecutor> {
         .max_concurrent_streams(H2_MAX_STREAMS)
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(None)
-        .auto_date_header(false)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_LIMIT);
+        .auto_date_header(false);
     builder
 }

@@ -29,6 +29,7 @@ use towline_proto::{
     handshake::{self, Facts},
     jws::KeyPair,
     registration::Registration,
+    session::Connection,
     websocket::{End, WebSocketConnection},
 };
 
@@ -197,7 +198,7 @@ async fn answer(
         return;
     }
     assert_eq!(head[0], "GET /agent/v1/connect HTTP/1.1");
-    assert_eq!(header("towline-version").unwrap(), "1");
+    assert_eq!(header("towline-version").unwrap(), "2");
     hellos.fetch_add(1, Ordering::SeqCst);
     let upgrade = header("upgrade").unwrap();
     let hello = header(handshake::HELLO).unwrap();
@@ -242,7 +243,8 @@ async fn answer(
     };
     let other = Keys::new();
     let keys = if door == Door::Impostor { &other } else { keys };
-    let accepted = handshake::accept(&keys.signing, &hello, &claims, now).unwrap();
+    let accepted =
+        handshake::accept(&keys.signing, &hello, &claims, handshake::GRACE, now).unwrap();
     let mut head = format!(
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {upgrade}\r\ntowline-chain: {}\r\ntowline-proof: {}\r\n",
         keys.chain, accepted.proof
@@ -255,30 +257,41 @@ async fn answer(
         ));
     }
     // The first bytes of the session come in the same record as the 101.
-    let early = if upgrade == "websocket" {
-        "\u{2}\u{5}early".replace('\u{2}', "")
-    } else {
-        "early".to_owned()
-    };
+    let early = data(0, b"early");
     let mut bytes = format!("{head}\r\n").into_bytes();
     if upgrade == "websocket" {
-        bytes.push(0x82);
+        bytes.extend([0x82, u8::try_from(early.len()).unwrap()]);
     }
-    bytes.extend_from_slice(early.as_bytes());
+    bytes.extend_from_slice(&early);
     stream.write_all(&bytes).await.unwrap();
     stream.flush().await.unwrap();
-    // Then an echo.
     if upgrade == "websocket" {
-        let mut socket = WebSocketConnection::new(stream, End::Server).await;
-        let mut buffer = [0; 64];
-        while let Ok(length @ 1..) = socket.read(&mut buffer).await {
-            socket.write_all(&buffer[..length]).await.unwrap();
-            socket.flush().await.unwrap();
-        }
+        echo(WebSocketConnection::new(stream, End::Server).await).await;
     } else {
-        let (mut read, mut write) = tokio::io::split(stream);
-        drop(tokio::io::copy_buf(&mut BufReader::new(&mut read), &mut write).await);
+        echo(stream).await;
     }
+}
+
+/// A session's bytes from `place` on, in a frame.
+fn data(place: u32, bytes: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
+    frame.extend(place.to_be_bytes());
+    frame.extend(bytes);
+    frame
+}
+
+/// Sends back the five bytes that come first, after the five that were early.
+async fn echo(mut connection: impl Connection) {
+    let mut frame = data(0, &[0; 5]);
+    if connection.read_exact(&mut frame).await.is_err() {
+        return;
+    }
+    let answer = data(5, &frame[9..]);
+    connection.write_all(&answer).await.unwrap();
+    connection.flush().await.unwrap();
+    // Whoever dialled hangs up.
+    let _read = connection.read(&mut frame).await;
 }
 
 async fn talks(opener: &Opener) {

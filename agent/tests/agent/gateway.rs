@@ -121,7 +121,14 @@ impl Gateway {
         let hello =
             handshake::verify_hello(agent.public(), keys.root.public(), opening.hello(), now)
                 .unwrap();
-        let accepted = handshake::accept(&keys.signing, opening.hello(), &hello, now).unwrap();
+        let accepted = handshake::accept(
+            &keys.signing,
+            opening.hello(),
+            &hello,
+            handshake::GRACE,
+            now,
+        )
+        .unwrap();
         let opened = opening
             .finish(keys.root.public(), &keys.chain, &accepted.proof, now)
             .unwrap();

@@ -52,6 +52,9 @@ fn hello(version: &str) -> Hello {
         agent_version: "0.1.0".into(),
         kubernetes_version: version.into(),
         external_id: version.into(),
+        host: String::new(),
+        process: String::new(),
+        resume: None,
     }
 }
 

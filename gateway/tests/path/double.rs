@@ -3,11 +3,12 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{Request, Response, header, request::Parts};
+use http::{HeaderMap, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt as _, Empty, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     body::{Frame, Incoming},
     service::service_fn,
+    upgrade::Upgraded,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -64,8 +65,22 @@ where
     S: Fn(Request<Incoming>, Grant) -> F + Clone + Send + 'static,
     F: Future<Output = Answer> + Send,
 {
-    let (opened, session) = open(gateway, key, root, &membership).await;
-    let opened = Arc::new(opened);
+    let facts = Facts::default();
+    let (opened, session) = open(gateway, key, root, &membership, &facts).await;
+    answering(Arc::new(opened), session, membership, serve)
+}
+
+/// Answers a session's requests with `serve`.
+pub(crate) fn answering<S, F>(
+    opened: Arc<Opened>,
+    session: Session,
+    membership: Membership,
+    serve: S,
+) -> Connected
+where
+    S: Fn(Request<Incoming>, Grant) -> F + Clone + Send + 'static,
+    F: Future<Output = Answer> + Send,
+{
     Connected(own(async move {
         let service = service_fn(move |request: Request<Incoming>| {
             let grant = verify(&opened, &membership, &request);
@@ -91,24 +106,40 @@ pub(crate) async fn connect_raw<F>(
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let (_, session) = open(gateway, key, root, &membership).await;
+    let facts = Facts::default();
+    let (_, session) = open(gateway, key, root, &membership, &facts).await;
     Connected(own(serve(session)))
 }
 
-async fn open(
+/// Opens a session.
+pub(crate) async fn open(
     gateway: SocketAddr,
     key: &KeyPair,
     root: PublicKey,
     membership: &Membership,
+    facts: &Facts,
 ) -> (Opened, Session) {
     let now = towline_gateway::clock::Clock::System.unix();
-    let opening = Opening::new(key, membership.clone(), root, &Facts::default(), now).unwrap();
+    let opening = Opening::new(key, membership.clone(), root, facts, now).unwrap();
+    let (head, connection) = switch(gateway, opening.hello()).await.unwrap();
+    let [chain, proof] =
+        [handshake::CHAIN, handshake::PROOF].map(|name| head[name].to_str().unwrap());
+    let opened = opening.finish(root, chain, proof, now).unwrap();
+    let session = Session::new(opened.session.clone(), connection);
+    (opened, session)
+}
+
+/// What the gateway answers a hello: 101's headers and the connection, or its refusal.
+pub(crate) async fn switch(
+    gateway: SocketAddr,
+    hello: &str,
+) -> Result<(HeaderMap, TokioIo<Upgraded>), (StatusCode, String)> {
     let request = Request::get(endpoint::AGENT_CONNECT)
         .header(header::HOST, "gateway")
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, handshake::PROTOCOL)
         .header(handshake::VERSION_HEADER, handshake::VERSION)
-        .header(handshake::HELLO, opening.hello())
+        .header(handshake::HELLO, hello)
         .body(Empty::<Bytes>::new())
         .unwrap();
     let stream = TcpStream::connect(gateway).await.unwrap();
@@ -117,20 +148,15 @@ async fn open(
         .unwrap();
     let connection = own(connection.with_upgrades());
     let response = sender.send_request(request).await.unwrap();
-    assert_eq!(response.status(), 101, "{:?}", response.headers());
-    let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
-    let opened = opening
-        .finish(
-            root,
-            &header(handshake::CHAIN),
-            &header(handshake::PROOF),
-            now,
-        )
-        .unwrap();
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        return Err((status, String::from_utf8_lossy(&body).into_owned()));
+    }
+    let headers = response.headers().clone();
     let upgraded = hyper::upgrade::on(response).await.unwrap();
     drop(connection);
-    let session = Session::new(opened.session.clone(), TokioIo::new(upgraded));
-    (opened, session)
+    Ok((headers, TokioIo::new(upgraded)))
 }
 
 fn verify(opened: &Opened, membership: &Membership, request: &Request<Incoming>) -> Grant {

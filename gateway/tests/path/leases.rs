@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{get, text};
 
-fn exec(path: &str) -> Request<Empty<Bytes>> {
+pub(crate) fn exec(path: &str) -> Request<Empty<Bytes>> {
     let mut request = get(path);
     let headers = request.headers_mut();
     headers.insert("connection", "Upgrade".parse().unwrap());

@@ -239,7 +239,17 @@ impl World {
         self.agents.lock().unwrap().clear();
     }
 
-    /// Sessions of the membership.
+    /// Waits until so many of the membership's sessions are up.
+    pub(crate) async fn connected(&self, count: usize) {
+        bounded(async {
+            while self.sessions() != count {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    /// Sessions of the membership that are up.
     pub(crate) fn sessions(&self) -> usize {
         self.running.gateway().tunnels.sessions(&membership())
     }
@@ -377,13 +387,19 @@ fn config(state: &Path, more: &str) -> Config {
                 limits.requests_per_minute_per_principal = 10000000\n\
                 limits.requests_per_minute_per_project = 10000000";
     let path = state.join("gateway.toml");
-    File::parse(&path, &format!("{text}\n{more}"))
+    // Most doubles of agents don't go on with a session that they lost.
+    let grace = if more.contains("session_grace") {
+        ""
+    } else {
+        "session_grace = '1s'"
+    };
+    File::parse(&path, &format!("{text}\n{grace}\n{more}"))
         .unwrap()
         .check(&path)
         .unwrap()
 }
 
-fn membership() -> Membership {
+pub(crate) fn membership() -> Membership {
     "projects/p/locations/global/memberships/m".parse().unwrap()
 }
 

@@ -46,7 +46,7 @@ fn both_ends_come_to_the_same_key() {
     let opening = open(&agent, &gateway, NOW);
     assert_eq!(claimed_membership(opening.hello()), Some(membership()));
     let hello = verify_hello(agent.public(), gateway.root.public(), opening.hello(), NOW).unwrap();
-    let accepted = accept(&gateway.signing, opening.hello(), &hello, NOW).unwrap();
+    let accepted = accept(&gateway.signing, opening.hello(), &hello, GRACE, NOW).unwrap();
     let opened = opening
         .finish(gateway.root.public(), &gateway.chain, &accepted.proof, NOW)
         .unwrap();
@@ -89,7 +89,7 @@ fn an_answer_to_another_hello_or_of_another_gateway_is_refused() {
     let (gateway, agent) = (gateway(), KeyPair::generate().unwrap());
     let answered = open(&agent, &gateway, NOW);
     let hello = verify_hello(agent.public(), gateway.root.public(), answered.hello(), NOW).unwrap();
-    let accepted = accept(&gateway.signing, answered.hello(), &hello, NOW).unwrap();
+    let accepted = accept(&gateway.signing, answered.hello(), &hello, GRACE, NOW).unwrap();
     let refused = open(&agent, &gateway, NOW).finish(
         gateway.root.public(),
         &gateway.chain,
@@ -99,7 +99,7 @@ fn an_answer_to_another_hello_or_of_another_gateway_is_refused() {
     assert!(matches!(refused, Err(HandshakeError::Answer)));
 
     let other = self::gateway();
-    let accepted = accept(&other.signing, answered.hello(), &hello, NOW).unwrap();
+    let accepted = accept(&other.signing, answered.hello(), &hello, GRACE, NOW).unwrap();
     let refused = answered.finish(gateway.root.public(), &other.chain, &accepted.proof, NOW);
     assert!(matches!(refused, Err(HandshakeError::Chain(_))));
 }
@@ -111,7 +111,7 @@ fn an_hour_off_is_fine_and_two_days_are_not() {
         let opening = open(&agent, &gateway, NOW);
         let hello =
             verify_hello(agent.public(), gateway.root.public(), opening.hello(), NOW).unwrap();
-        let accepted = accept(&gateway.signing, opening.hello(), &hello, NOW).unwrap();
+        let accepted = accept(&gateway.signing, opening.hello(), &hello, GRACE, NOW).unwrap();
         let opened = opening.finish(
             gateway.root.public(),
             &gateway.chain,
@@ -120,4 +120,127 @@ fn an_hour_off_is_fine_and_two_days_are_not() {
         );
         assert_eq!(opened.is_ok(), fine, "{off} s: {:?}", opened.err());
     }
+}
+
+/// A session as both ends know it, and the two ends' keys.
+fn session() -> (Gateway, KeyPair, Opened, Accepted) {
+    let (gateway, agent) = (gateway(), KeyPair::generate().unwrap());
+    let opening = open(&agent, &gateway, NOW);
+    let hello = verify_hello(agent.public(), gateway.root.public(), opening.hello(), NOW).unwrap();
+    let accepted = accept(&gateway.signing, opening.hello(), &hello, GRACE, NOW).unwrap();
+    let opened = opening
+        .finish(gateway.root.public(), &gateway.chain, &accepted.proof, NOW)
+        .unwrap();
+    assert_eq!(opened.grace, GRACE);
+    (gateway, agent, opened, accepted)
+}
+
+fn asking(agent: &KeyPair, gateway: &Gateway, asked: &Resumption<'_>) -> (Opening, Hello) {
+    let root = gateway.root.public();
+    let opening =
+        Opening::resume(agent, membership(), root, &Facts::default(), NOW, asked).unwrap();
+    let hello = verify_hello(agent.public(), root, opening.hello(), NOW).unwrap();
+    (opening, hello)
+}
+
+#[test]
+fn both_ends_prove_that_they_know_the_session_to_go_on_with() {
+    let (gateway, agent, opened, accepted) = session();
+    let asked = Resumption {
+        session: &opened.session,
+        key: &opened.resumption,
+        generation: 3,
+        position: 1_000,
+    };
+    let (opening, hello) = asking(&agent, &gateway, &asked);
+    let resume_ = hello.resume.clone().unwrap();
+    assert_eq!((resume_.generation, resume_.position), (3, 1_000));
+    verify_resume(&hello, &resume_, &accepted.resumption).unwrap();
+    let statement = opening.hello().to_owned();
+    let answer = |key: &ResumptionKey, position| {
+        resume(
+            &gateway.signing,
+            &statement,
+            &hello,
+            &resume_,
+            key,
+            (position, GRACE, NOW),
+        )
+    };
+    let resumed = |opening: Opening, proof: &str| {
+        let root = gateway.root.public();
+        opening.resumed(
+            &opened.session,
+            &opened.resumption,
+            root,
+            &gateway.chain,
+            proof,
+            NOW,
+        )
+    };
+    let again = || Opening {
+        share: Share::generate().unwrap(),
+        hello: statement.clone(),
+        membership: membership(),
+    };
+    let proof = answer(&accepted.resumption, 77);
+    assert_eq!(resumed(opening, &proof).unwrap(), (77, NOW));
+
+    // A gateway of the same root that doesn't know the session, and an answer to another hello.
+    let (.., stranger) = session();
+    let wrong = resumed(again(), &answer(&stranger.resumption, 77)).unwrap_err();
+    assert!(matches!(wrong, HandshakeError::Resumption), "{wrong}");
+    let (later, _) = asking(&agent, &gateway, &asked);
+    let wrong = resumed(later, &proof).unwrap_err();
+    assert!(matches!(wrong, HandshakeError::Answer), "{wrong}");
+    // Where a new session was asked for, nothing is gone on with.
+    let wrong = again()
+        .finish(gateway.root.public(), &gateway.chain, &proof, NOW)
+        .unwrap_err();
+    assert!(matches!(wrong, HandshakeError::Answer), "{wrong}");
+}
+
+#[test]
+fn what_an_agent_proves_of_a_session_is_good_for_that_alone() {
+    let (gateway, agent, opened, accepted) = session();
+    let asked = Resumption {
+        session: &opened.session,
+        key: &opened.resumption,
+        generation: 3,
+        position: 1_000,
+    };
+    let (_, hello) = asking(&agent, &gateway, &asked);
+    let resume = hello.resume.clone().unwrap();
+    let refused = |hello: &Hello, resume: &Resume, key: &ResumptionKey| {
+        let refused = verify_resume(hello, resume, key).unwrap_err();
+        assert!(matches!(refused, HandshakeError::Resumption), "{refused}");
+    };
+    for changed in [
+        Resume {
+            session: "other".into(),
+            ..resume.clone()
+        },
+        Resume {
+            generation: 4,
+            ..resume.clone()
+        },
+        Resume {
+            position: 1_001,
+            ..resume.clone()
+        },
+        Resume {
+            mac: String::new(),
+            ..resume.clone()
+        },
+        Resume {
+            mac: "?".into(),
+            ..resume.clone()
+        },
+    ] {
+        refused(&hello, &changed, &accepted.resumption);
+    }
+    let (_, later) = asking(&agent, &gateway, &asked);
+    refused(&later, &resume, &accepted.resumption);
+    let (.., stranger) = session();
+    refused(&hello, &resume, &stranger.resumption);
 }

@@ -18,6 +18,11 @@ mod kubectl;
 mod machine;
 mod measure;
 mod report;
+mod sessions;
+
+/// That of gateway and agent.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Debug, Parser)]
 #[command(about = "Figures: straight to the API server, and through the gateway")]
@@ -50,6 +55,15 @@ enum Command {
         /// How often.
         #[arg(long, default_value_t = 20_000)]
         rounds: u32,
+    },
+    /// What it costs that a session outlives its connection, as JSON
+    Sessions {
+        /// How often each is measured.
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// How much is downloaded each time.
+        #[arg(long, default_value_t = 1024)]
+        mebibytes: usize,
     },
     /// Put two measurements beside each other: a table on standard output, JSON in a file
     Report {
@@ -96,6 +110,10 @@ async fn main() -> anyhow::Result<()> {
                 "{}",
                 serde_json::to_string_pretty(&decisions::cost(bindings, rounds)?)?
             );
+        }
+        Command::Sessions { rounds, mebibytes } => {
+            let costs = sessions::cost(rounds, mebibytes).await?;
+            println!("{}", serde_json::to_string_pretty(&costs)?);
         }
         Command::Report {
             direct,

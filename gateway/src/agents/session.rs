@@ -1,0 +1,208 @@
+//! Runs a session, over one connection after the other.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+use towline_proto::{
+    handshake::{Accepted, Hello},
+    jws::{KeyPair, PublicKey},
+    session::{Connection, Phase, Session},
+    tunnel,
+    websocket::{End, WebSocketConnection},
+};
+
+use super::{Carrier, Resumption};
+use crate::{
+    app::Gateway,
+    tunnels::{RequestBody, Tunnel},
+};
+
+/// How long an agent has from the 101 to HTTP/2, and a connection from the 101 to its first byte.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a connection may be away before the membership is called disconnected.
+const NOTICEABLE: Duration = Duration::from_secs(1);
+
+/// A connection that is about to be the session's.
+pub(super) struct Upgraded {
+    pub(super) upgrade: OnUpgrade,
+    pub(super) carrier: Carrier,
+}
+
+impl Upgraded {
+    async fn connection(self) -> Result<Box<dyn Connection>, hyper::Error> {
+        let connection = TokioIo::new(self.upgrade.await?);
+        Ok(match self.carrier {
+            Carrier::Plain => Box::new(connection),
+            Carrier::WebSocket => Box::new(WebSocketConnection::new(connection, End::Server).await),
+        })
+    }
+}
+
+/// What was agreed on for a new session.
+pub(super) struct Beginning {
+    pub(super) accepted: Accepted,
+    pub(super) signing: Arc<KeyPair>,
+    pub(super) hello: Hello,
+    /// The key that is enrolled for the membership.
+    pub(super) agent: PublicKey,
+}
+
+/// Runs a session from its first byte to its last.
+pub(super) async fn run(
+    gateway: &Gateway,
+    client: IpAddr,
+    upgraded: Upgraded,
+    beginning: Beginning,
+) {
+    let carrier = upgraded.carrier;
+    let Beginning {
+        accepted,
+        signing,
+        hello,
+        agent,
+    } = beginning;
+    let (membership, id) = (hello.membership.clone(), accepted.session.clone());
+    let connect = async {
+        let session = Session::new(id.clone(), upgraded.connection().await?);
+        let handle = session.handle();
+        let (requests, connection) = tunnel::client()
+            .handshake::<_, RequestBody>(TokioIo::new(session))
+            .await?;
+        Ok::<_, hyper::Error>((handle, requests, connection))
+    };
+    let (handle, requests, connection) = match timeout(START_LIMIT, connect).await {
+        Ok(Ok(parts)) => parts,
+        Ok(Err(error)) => {
+            tracing::warn!(%client, %membership, error = &error as &dyn std::error::Error, "session did not start");
+            return;
+        }
+        Err(_) => {
+            tracing::warn!(%client, %membership, "session did not start within {START_LIMIT:?}");
+            return;
+        }
+    };
+    let clock = gateway.clock.clone();
+    let tunnel = Tunnel::new(&hello, accepted, agent, signing, clock, handle, requests);
+    let tunnel = Arc::new(tunnel);
+    let closed = tunnel.closed().clone();
+    let registered = gateway.tunnels.register(Arc::clone(&tunnel));
+    tracing::info!(%client, %membership, session = id, ?carrier, agent = hello.agent_version, host = hello.host, "session up");
+    connected(gateway, &hello).await;
+
+    let outcome = tokio::select! {
+        biased;
+        () = closed.cancelled() => Ok(()),
+        outcome = connection => outcome,
+        never = outlive(gateway, &tunnel, &hello) => match never {},
+    };
+    let reason = outcome
+        .err()
+        .map_or_else(|| "closed".to_owned(), |error| describe(&error));
+    let last = registered.is_last();
+    drop(registered);
+    tracing::info!(%client, %membership, session = id, reason, "session over");
+    if last {
+        disconnected(gateway, &hello).await;
+    }
+}
+
+/// Goes on with a session over another connection.
+pub(super) async fn resume(
+    gateway: &Gateway,
+    client: IpAddr,
+    upgraded: Upgraded,
+    resumption: Resumption,
+) {
+    let Resumption {
+        tunnel,
+        generation,
+        position,
+    } = resumption;
+    let (membership, session) = (tunnel.membership(), tunnel.handle().id());
+    let carrier = upgraded.carrier;
+    let connection = match timeout(START_LIMIT, upgraded.connection()).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            tracing::info!(%client, %membership, session, error = &error as &dyn std::error::Error, "connection did not start");
+            return;
+        }
+        Err(_) => {
+            tracing::info!(%client, %membership, session, "connection did not start within {START_LIMIT:?}");
+            return;
+        }
+    };
+    match tunnel.handle().attach(generation, connection, position) {
+        Ok(replayed) => {
+            tracing::info!(%client, %membership, session, ?carrier, generation, replayed, "session resumed");
+            gateway.tunnels.resumed(replayed);
+        }
+        Err(error) => {
+            tracing::info!(%client, %membership, session, generation, error = &error as &dyn std::error::Error, "session not resumed");
+        }
+    }
+}
+
+/// Ends a session that has been without a connection for too long; says so of the membership earlier.
+async fn outlive(gateway: &Gateway, tunnel: &Tunnel, hello: &Hello) -> std::convert::Infallible {
+    let grace = gateway.config.session_grace;
+    let (membership, session) = (tunnel.membership(), tunnel.handle().id());
+    let mut phase = tunnel.handle().phase();
+    loop {
+        // A session that is over ends the HTTP/2 above it, which is waited for beside this.
+        let Ok(Phase::Down) = phase
+            .wait_for(|now| *now != Phase::Up)
+            .await
+            .map(|now| *now)
+        else {
+            return std::future::pending().await;
+        };
+        let reason = tunnel.handle().lost();
+        tracing::info!(%membership, session, reason, "connection lost");
+        let up = async |phase: &mut tokio::sync::watch::Receiver<Phase>| {
+            phase.wait_for(|now| *now != Phase::Down).await.is_ok()
+        };
+        if timeout(NOTICEABLE.min(grace), up(&mut phase)).await.is_ok() {
+            continue;
+        }
+        if gateway.tunnels.sessions(membership) == 0 {
+            disconnected(gateway, hello).await;
+        }
+        let left = grace.saturating_sub(NOTICEABLE);
+        if timeout(left, up(&mut phase)).await.is_err() {
+            tunnel
+                .handle()
+                .end(&format!("no connection came within {grace:?}"));
+        } else if *phase.borrow() == Phase::Up {
+            connected(gateway, hello).await;
+        }
+    }
+}
+
+async fn connected(gateway: &Gateway, hello: &Hello) {
+    let (membership, now) = (&hello.membership, gateway.clock.unix());
+    if let Err(error) = gateway.store.agent_connected(membership, hello, now).await {
+        tracing::error!(%membership, error = &error as &dyn std::error::Error, "the membership's state was not noted");
+    }
+}
+
+async fn disconnected(gateway: &Gateway, hello: &Hello) {
+    let (membership, now) = (&hello.membership, gateway.clock.unix());
+    if let Err(error) = gateway.store.agent_disconnected(membership, now).await {
+        tracing::error!(%membership, error = &error as &dyn std::error::Error, "the membership's state was not noted");
+    }
+}
+
+/// An error with its causes.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,287 @@
+//! Sessions that go on over other connections, and those that must not.
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use towline_proto::{
+    body,
+    handshake::{self, Facts, Opened, Opening, Resumption, ResumptionKey},
+    jws::KeyPair,
+    session::{Handle, Phase},
+    wire,
+};
+
+use super::{
+    double::{self, Answer, Connected},
+    leases::exec,
+    world::{World, bounded, membership},
+};
+
+/// A session of the world's agent, as the agent sees it.
+struct Agent {
+    opened: Arc<Opened>,
+    handle: Handle,
+    _connected: Connected,
+}
+
+fn facts(host: &str, process: &str) -> Facts {
+    Facts {
+        host: host.to_owned(),
+        process: process.to_owned(),
+        ..Facts::default()
+    }
+}
+
+/// Upgraded streams echo.
+async fn echo(request: Request<Incoming>) -> Answer {
+    let (sender, channel) = body::channel();
+    double::own(async move {
+        let mut body = request.into_body();
+        while let Some(Ok(frame)) = body.frame().await {
+            if let Ok(bytes) = frame.into_data() {
+                sender.send(bytes).await.unwrap();
+            }
+        }
+    });
+    let mut answer = Response::new(channel.map_err(Into::into).boxed_unsync());
+    let protocol = HeaderValue::from_static("websocket");
+    answer.headers_mut().insert(wire::UPGRADED, protocol);
+    answer
+}
+
+impl Agent {
+    async fn start(world: &World, facts: &Facts) -> Self {
+        let (gateway, before) = (world.running.public_address(), world.sessions());
+        let root = world.running.gateway().keys.root();
+        let (opened, session) =
+            double::open(gateway, &world.agent_key, root, &membership(), facts).await;
+        let (opened, handle) = (Arc::new(opened), session.handle());
+        let connected = double::answering(
+            Arc::clone(&opened),
+            session,
+            membership(),
+            |request: Request<Incoming>, _| echo(request),
+        );
+        world.connected(before + 1).await;
+        Self {
+            opened,
+            handle,
+            _connected: connected,
+        }
+    }
+
+    /// Loses the connection; how far the session has come, and the number of the next connection.
+    fn lose(&self) -> (u64, u64) {
+        let generation = self.handle.generation() + 1;
+        (generation, self.handle.fence(generation).unwrap())
+    }
+
+    async fn resume(&self, world: &World) -> Result<u64, (StatusCode, String)> {
+        let (generation, position) = self.lose();
+        let asked = Resumption {
+            session: self.handle.id(),
+            key: &self.opened.resumption,
+            generation,
+            position,
+        };
+        let (theirs, connection) = ask(world, &world.agent_key, &asked).await?;
+        Ok(self.handle.attach(generation, connection, theirs).unwrap())
+    }
+}
+
+/// Asks to go on with a session; how far the gateway has come, and the connection.
+async fn ask(
+    world: &World,
+    key: &KeyPair,
+    asked: &Resumption<'_>,
+) -> Result<(u64, impl towline_proto::session::Connection), (StatusCode, String)> {
+    let now = towline_gateway::clock::Clock::System.unix();
+    let facts = Facts::default();
+    let opening = Opening::resume(
+        key,
+        membership(),
+        world.running.gateway().keys.root(),
+        &facts,
+        now,
+        asked,
+    )
+    .unwrap();
+    let (head, connection) =
+        double::switch(world.running.public_address(), opening.hello()).await?;
+    let [chain, proof] =
+        [handshake::CHAIN, handshake::PROOF].map(|name| head[name].to_str().unwrap());
+    let (theirs, _) = opening
+        .resumed(
+            asked.session,
+            asked.key,
+            world.running.gateway().keys.root(),
+            chain,
+            proof,
+            now,
+        )
+        .unwrap();
+    Ok((theirs, connection))
+}
+
+async fn said_and_heard(stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin)) {
+    stream.write_all(b"hello").await.unwrap();
+    stream.flush().await.unwrap();
+    let mut heard = [0; 5];
+    bounded(stream.read_exact(&mut heard)).await.unwrap();
+    assert_eq!(&heard, b"hello");
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_over_other_connections() {
+    let world = World::start_with("session_grace = '60s'").await;
+    let agent = Agent::start(&world, &Facts::default()).await;
+    let mut stream = world.as_user("alice").upgrade(exec("/exec")).await;
+    for resumed in 1..=20 {
+        said_and_heard(&mut stream).await;
+        // What is said while there is no connection is heard later.
+        if resumed % 2 == 0 {
+            agent.lose();
+        }
+        stream.write_all(b"early").await.unwrap();
+        agent.resume(&world).await.unwrap();
+        let mut heard = [0; 5];
+        bounded(stream.read_exact(&mut heard)).await.unwrap();
+        assert_eq!(&heard, b"early");
+        let tunnels = &world.running.gateway().tunnels;
+        assert_eq!(tunnels.resumptions().0, resumed);
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_prove_to_be_the_session_goes_on_with_nothing() {
+    let world = World::start_with("session_grace = '60s'").await;
+    let agent = Agent::start(&world, &Facts::default()).await;
+    let other = Agent::start(&world, &Facts::default()).await;
+    let mut stream = world.as_user("alice").upgrade(exec("/exec")).await;
+    said_and_heard(&mut stream).await;
+    let asked = |session, key, generation| Resumption {
+        session,
+        key,
+        generation,
+        position: 0,
+    };
+    let (id, key): (&str, &ResumptionKey) = (agent.handle.id(), &agent.opened.resumption);
+    let stranger = KeyPair::generate().unwrap();
+    for (what, with, asked, status, says) in [
+        (
+            "another session's secret",
+            &world.agent_key,
+            asked(id, &other.opened.resumption, 1),
+            StatusCode::FORBIDDEN,
+            "does not know the secret",
+        ),
+        (
+            "another agent's key",
+            &stranger,
+            asked(id, key, 1),
+            StatusCode::FORBIDDEN,
+            "no agent enrolled under this key",
+        ),
+        (
+            "a session that isn't there",
+            &world.agent_key,
+            asked("1234", key, 1),
+            StatusCode::GONE,
+            "session 1234 is not here",
+        ),
+        (
+            "a connection that is not newer",
+            &world.agent_key,
+            asked(id, key, 0),
+            StatusCode::GONE,
+            "is not here",
+        ),
+    ] {
+        let (refused, message) = ask(&world, with, &asked).await.err().expect(what);
+        assert_eq!(refused, status, "{what}: {message}");
+        assert!(message.contains(says), "{what}: {message}");
+        // The session didn't even notice.
+        said_and_heard(&mut stream).await;
+        assert_eq!(*agent.handle.phase().borrow(), Phase::Up, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_position_that_cannot_be_ends_the_session() {
+    let world = World::start_with("session_grace = '60s'").await;
+    let agent = Agent::start(&world, &Facts::default()).await;
+    let mut stream = world.as_user("alice").upgrade(exec("/exec")).await;
+    said_and_heard(&mut stream).await;
+    let asked = Resumption {
+        session: agent.handle.id(),
+        key: &agent.opened.resumption,
+        generation: 1,
+        position: 1 << 40,
+    };
+    let _connection = ask(&world, &world.agent_key, &asked).await;
+    let read = bounded(stream.read_to_end(&mut Vec::new())).await;
+    drop(read);
+    world.nothing_held("alice", "a session that is over").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_anew_ends_what_it_left_behind() {
+    let world = World::start_with("session_grace = '60s'").await;
+    let alice = world.as_user("alice");
+    let agent = Agent::start(&world, &facts("pod-1", "a")).await;
+    let mut stream = alice.upgrade(exec("/exec")).await;
+    said_and_heard(&mut stream).await;
+    agent.lose();
+    world.connected(0).await;
+    // Another pod's session, and another one of the same process, change nothing.
+    let _elsewhere = Agent::start(&world, &facts("pod-2", "b")).await;
+    let _beside = Agent::start(&world, &facts("pod-1", "a")).await;
+    agent.resume(&world).await.unwrap();
+    said_and_heard(&mut stream).await;
+    agent.lose();
+    world.connected(2).await;
+    let _anew = Agent::start(&world, &facts("pod-1", "c")).await;
+    drop(bounded(stream.read_to_end(&mut Vec::new())).await);
+    world
+        .nothing_held("alice", "an agent that started anew")
+        .await;
+    assert_eq!(agent.resume(&world).await.unwrap_err().0, StatusCode::GONE);
+}
+
+#[tokio::test]
+async fn nothing_new_is_sent_where_there_is_no_connection() {
+    let world = World::start_with("session_grace = '60s'").await;
+    let alice = world.as_user("alice");
+    let agent = Agent::start(&world, &Facts::default()).await;
+    agent.lose();
+    world.connected(0).await;
+    // The request waits for the connection, and is served over it.
+    let request = alice.upgrade(exec("/exec"));
+    let (mut stream, resumed) = tokio::join!(request, async {
+        tokio::task::yield_now().await;
+        agent.resume(&world).await
+    });
+    resumed.unwrap();
+    said_and_heard(&mut stream).await;
+    // With another session there, it goes to that one at once.
+    agent.lose();
+    world.connected(0).await;
+    let _other = Agent::start(&world, &Facts::default()).await;
+    let mut stream = alice.upgrade(exec("/exec")).await;
+    said_and_heard(&mut stream).await;
+}
+
+#[tokio::test]
+async fn a_session_without_a_connection_ends_in_the_end() {
+    let world = World::start().await;
+    let agent = Agent::start(&world, &Facts::default()).await;
+    let mut stream = world.as_user("alice").upgrade(exec("/exec")).await;
+    said_and_heard(&mut stream).await;
+    agent.lose();
+    drop(bounded(stream.read_to_end(&mut Vec::new())).await);
+    world.nothing_held("alice", "a session that is over").await;
+    assert_eq!(agent.resume(&world).await.unwrap_err().0, StatusCode::GONE);
+}
