@@ -69,6 +69,35 @@ impl World {
         agent
     }
 
+    /// A namespace of this run with the pod [`POD`] in it, which becomes `admin`'s.
+    #[track_caller]
+    pub fn namespace(&self, cluster: &Cluster) -> String {
+        let namespace = new_namespace(cluster);
+        cluster
+            .kubectl(&format!(
+                "-n {namespace} run {POD} --image {BUSYBOX} --image-pull-policy Never"
+            ))
+            .args(["--restart", "Never", "--overrides"])
+            .arg(r#"{"spec":{"terminationGracePeriodSeconds":0}}"#)
+            .args([
+                "--",
+                "sh",
+                "-c",
+                "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done",
+            ])
+            .ok();
+        cluster
+            .kubectl(&format!(
+                "-n {namespace} wait --for condition=Ready pod/{POD} --timeout 60s"
+            ))
+            .ok();
+        self.admin
+            .kubectl("config set-context --current --namespace")
+            .arg(&namespace)
+            .ok();
+        namespace
+    }
+
     /// Waits until a user's current membership answers.
     #[track_caller]
     pub fn wait_served(&self, user: &User) {
@@ -161,30 +190,7 @@ pub fn shared() -> &'static Shared {
         };
         let world = World::of(gateway);
         let agent = world.join(&cluster, "it");
-        let namespace = new_namespace(&cluster);
-        cluster
-            .kubectl(&format!(
-                "-n {namespace} run {POD} --image {BUSYBOX} --image-pull-policy Never"
-            ))
-            .args(["--restart", "Never", "--overrides"])
-            .arg(r#"{"spec":{"terminationGracePeriodSeconds":0}}"#)
-            .args([
-                "--",
-                "sh",
-                "-c",
-                "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done",
-            ])
-            .ok();
-        cluster
-            .kubectl(&format!(
-                "-n {namespace} wait --for condition=Ready pod/{POD} --timeout 60s"
-            ))
-            .ok();
-        world
-            .admin
-            .kubectl("config set-context --current --namespace")
-            .arg(&namespace)
-            .ok();
+        let namespace = world.namespace(&cluster);
         Shared {
             world,
             cluster,

@@ -126,6 +126,8 @@ link_usage() {
 		  rate MBIT       at most that many megabits per second, each way
 		  kill [PORT]     end established TCP connections to HOST_IP[:PORT] at once
 		                  (also those of pods); nothing else changes
+		  stall [PORT]    packets of TCP connections that are established with
+		                  HOST_IP[:PORT] vanish both ways; new ones pass
 		  restore         undo all of it
 		  show            what is in force
 
@@ -170,8 +172,13 @@ link_fault() {
 		[ -z "$value" ] || is_number "$value" || usage_error "'link kill' takes a port number"
 		link_kill "$value"
 		;;
+	stall)
+		[ -z "$value" ] || is_number "$value" || usage_error "'link stall' takes a port number"
+		link_stall "$value"
+		;;
 	restore)
 		inside nft delete table inet towline_link 2>/dev/null || true
+		inside nft delete table inet towline_stall 2>/dev/null || true
 		inside tc qdisc delete dev uplink root 2>/dev/null || true
 		tc qdisc delete dev "$HOST_LINK" root 2>/dev/null || true
 		inside ip link set uplink up
@@ -181,9 +188,10 @@ link_fault() {
 		inside ip -oneline link show dev uplink
 		inside tc qdisc show dev uplink
 		inside nft list table inet towline_link 2>/dev/null || true
+		inside nft list table inet towline_stall 2>/dev/null || true
 		;;
-	'') usage_error "'link' needs a fault: cut, blackhole, refuse, loss, rate, kill, restore" ;;
-	*) usage_error "there is no fault '$fault': there are cut, blackhole, refuse, loss, rate, kill, restore" ;;
+	'') usage_error "'link' needs a fault: cut, blackhole, refuse, loss, rate, kill, stall, restore" ;;
+	*) usage_error "there is no fault '$fault': there are cut, blackhole, refuse, loss, rate, kill, stall, restore" ;;
 	esac
 }
 
@@ -206,6 +214,37 @@ link_rules() {
 		add rule inet towline_link forward iifname "uplink" $1
 		add rule inet towline_link forward oifname "uplink" $1
 		add rule inet towline_link output oifname "uplink" $1
+	NFT
+}
+
+# link_stall [PORT]: connections that begin from now on bear this time's mark, and
+# what bears another is dropped.
+link_stall() {
+	local port='' answer='' mark
+	[ -z "$1" ] || { port="tcp dport $1" answer="tcp sport $1"; }
+	mark=$(($(date +%s%N) / 1000000 % 2147483647))
+	local there="oifname \"uplink\" ip daddr $HOST_IP meta l4proto tcp $port"
+	local back="iifname \"uplink\" ip saddr $HOST_IP meta l4proto tcp $answer"
+	inside nft -f - <<-NFT
+		table inet towline_stall
+		delete table inet towline_stall
+		table inet towline_stall {
+			chain input {
+				type filter hook input priority -50; policy accept;
+				$back ct mark != $mark drop
+			}
+			chain forward {
+				type filter hook forward priority -50; policy accept;
+				$there ct state new ct mark set $mark
+				$there ct mark != $mark drop
+				$back ct mark != $mark drop
+			}
+			chain output {
+				type filter hook output priority -50; policy accept;
+				$there ct state new ct mark set $mark
+				$there ct mark != $mark drop
+			}
+		}
 	NFT
 }
 
