@@ -315,9 +315,13 @@ impl App {
             match opened {
                 Ok((opened, session)) => {
                     let began = Instant::now();
-                    self.serve(opened, session, &facts.facts, shutdown).await;
+                    let reached = self.serve(opened, session, &facts.facts, shutdown).await;
                     backoff.ended(began.elapsed());
                     tried = Duration::ZERO;
+                    // It is there, and has been waited for already.
+                    if reached && !shutdown.is_cancelled() {
+                        continue;
+                    }
                 }
                 Err(error) if error.refused() && may_redeem => {
                     // The key was stored, and the agent died before the token was redeemed; or the
@@ -349,14 +353,15 @@ impl App {
         }
     }
 
-    /// Serves one session to its end, over one connection after the other.
+    /// Serves one session to its end, over one connection after the other; whether it ended because a gateway was reached
+    /// that can't go on with it.
     async fn serve(
         &self,
         opened: Opened,
         session: Session,
         facts: &Facts,
         shutdown: &CancellationToken,
-    ) {
+    ) -> bool {
         let handle = session.handle();
         let id = handle.id();
         let (key, grace) = (Arc::clone(&opened.resumption), opened.grace);
@@ -401,16 +406,18 @@ impl App {
             }
         };
         let kept = self.keep(&handle, &key, grace, facts, shutdown);
-        let (ended, ()) = tokio::join!(served, kept);
+        let (ended, reached) = tokio::join!(served, kept);
         match ended {
             Ok(()) => tracing::info!(session = id, "session ended"),
             // A gateway that was told so may hang up first.
             Err(_) if shutdown.is_cancelled() => tracing::info!(session = id, "session ended"),
             Err(error) => tracing::warn!(session = id, error = %chain(&error), "session lost"),
         }
+        reached
     }
 
-    /// Gives a session another connection whenever it has lost one, until it is over.
+    /// Gives a session another connection whenever it has lost one, until it is over; whether it is so because a
+    /// gateway was reached that can't go on with it.
     async fn keep(
         &self,
         handle: &Handle,
@@ -418,8 +425,9 @@ impl App {
         grace: Duration,
         facts: &Facts,
         shutdown: &CancellationToken,
-    ) {
+    ) -> bool {
         let session = handle.id();
+        let mut reached = false;
         let mut phase = handle.phase();
         loop {
             let counted = Counted::new(&self.state.sessions);
@@ -428,7 +436,7 @@ impl App {
                 .await
                 .map(|now| *now)
             else {
-                return;
+                return reached;
             };
             drop(counted);
             let (began, reason) = (Instant::now(), handle.lost());
@@ -446,7 +454,10 @@ impl App {
                         tracing::info!(session, replayed, after = ?began.elapsed(), "session resumed");
                         self.state.resumptions.fetch_add(1, Ordering::Relaxed);
                     }
-                    Err(error) => handle.end(&chain(&error)),
+                    Err(error) => {
+                        reached = true;
+                        handle.end(&chain(&error));
+                    }
                 },
                 () = sleep(grace) => handle.end(&format!("no connection within {grace:?}")),
                 // Whoever ends doesn't wait for a gateway that has nothing more to ask.
