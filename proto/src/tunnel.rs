@@ -64,3 +64,61 @@ pub fn server() -> server::conn::http2::Builder<TokioExecutor> {
         .auto_date_header(false);
     builder
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, time::Duration};
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper::{body::Incoming, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use tokio::{io::duplex, sync::mpsc, task::JoinSet, time::sleep};
+
+    use super::*;
+    use crate::{body, session::Session};
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_wait_as_long_as_their_session() {
+        let (near, far) = duplex(64 * 1024);
+        let gateway = Session::new("s".to_owned(), near);
+        let agent = Session::new("s".to_owned(), far);
+        let (at_gateway, at_agent) = (gateway.handle(), agent.handle());
+
+        let mut ends = JoinSet::new();
+        let (tell, mut served) = mpsc::channel(1);
+        let service = service_fn(move |_: Request<Incoming>| {
+            let (sender, body) = body::channel();
+            let tell = tell.clone();
+            async move {
+                let _told = tell.send(sender).await;
+                Ok::<_, Infallible>(Response::new(body))
+            }
+        });
+        let serving = server().serve_connection(TokioIo::new(agent), service);
+        ends.spawn(async move { drop(serving.await) });
+        let (mut requests, connection) = client().handshake(TokioIo::new(gateway)).await.unwrap();
+        ends.spawn(async move { drop(connection.await) });
+
+        let request = Request::get("https://test/").body(Empty::<Bytes>::new());
+        let mut answer = requests.send_request(request.unwrap()).await.unwrap();
+        let sender = served.recv().await.unwrap();
+        sender.send(Bytes::from_static(b"before")).await.unwrap();
+        let heard = answer.frame().await.unwrap().unwrap();
+        assert_eq!(heard.into_data().unwrap(), "before");
+
+        let from_gateway = at_gateway.fence(1).unwrap();
+        let from_agent = at_agent.fence(1).unwrap();
+        sender.send(Bytes::from_static(b"meanwhile")).await.unwrap();
+        sleep(Duration::from_secs(55)).await;
+        let (near, far) = duplex(64 * 1024);
+        at_gateway.attach(1, near, from_agent).unwrap();
+        at_agent.attach(1, far, from_gateway).unwrap();
+        let heard = answer.frame().await.unwrap().unwrap();
+        assert_eq!(heard.into_data().unwrap(), "meanwhile");
+        // And so does what begins now.
+        let request = Request::get("https://test/").body(Empty::<Bytes>::new());
+        requests.send_request(request.unwrap()).await.unwrap();
+    }
+}

@@ -15,6 +15,7 @@ mod guard;
 mod head;
 mod policy;
 mod request;
+mod session;
 mod sign_in;
 mod statements;
 mod tokens;
@@ -32,6 +33,7 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("bearer", request::bearer),
     ("nested", request::nested),
     ("websocket", request::websocket),
+    ("session", session::frames),
     ("statement", statements::statement),
     ("handshake", statements::handshake),
     ("proof", statements::proof),
