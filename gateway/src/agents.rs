@@ -23,7 +23,11 @@ use towline_proto::{
     names::Membership,
 };
 
-use crate::{app::Gateway, request::Body, tunnels::Tunnel};
+use crate::{
+    app::Gateway,
+    request::Body,
+    tunnels::{MAX_SESSIONS, Tunnel},
+};
 use session::{Beginning, Upgraded};
 
 mod session;
@@ -52,6 +56,10 @@ enum Refused {
     Handshake(#[source] HandshakeError),
     #[error("the hello was used before")]
     Repeated,
+    #[error(
+        "membership {0} has {MAX_SESSIONS} sessions here, and may have no more; end agents that are not needed"
+    )]
+    TooMany(Membership),
     #[error("session {0} is not here; open a new one")]
     Gone(String),
     #[error("the gateway can't look the membership up just now")]
@@ -67,6 +75,7 @@ impl Refused {
                 StatusCode::UNAUTHORIZED
             }
             Self::Unknown(_) | Self::Handshake(_) => StatusCode::FORBIDDEN,
+            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Gone(_) => StatusCode::GONE,
             Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -228,6 +237,9 @@ async fn accept(
         };
         (proof, Purpose::Resume(resumption))
     } else {
+        if !gateway.tunnels.room(&hello.membership) {
+            return Err(Refused::TooMany(hello.membership));
+        }
         let accepted = handshake::accept(&signing, &statement, &hello, grace, now)
             .map_err(Refused::Handshake)?;
         let proof = accepted.proof.clone();

@@ -43,6 +43,9 @@ const RECONNECT_WAIT: Duration = Duration::from_secs(5);
 /// How long ago "a moment ago" may be; also how long after the gateway's own start agents are waited for.
 const RECENT: Duration = Duration::from_secs(60);
 
+/// Sessions that a membership may have here, those without a connection included.
+pub const MAX_SESSIONS: usize = 32;
+
 /// What travels in a request's body.
 pub type RequestBody = UnsyncBoxBody<Bytes, Aborted>;
 
@@ -404,6 +407,22 @@ impl Tunnels {
                 return Err(Refused::NoAgent(membership.clone()));
             }
         }
+    }
+
+    /// Whether a membership may have one more session here. Where it has all it may, one that waits for a connection
+    /// has to go.
+    pub fn room(&self, membership: &Membership) -> bool {
+        let state = self.lock();
+        let live = state.live.get(membership);
+        let sessions = || live.into_iter().flatten();
+        if sessions().count() < MAX_SESSIONS {
+            return true;
+        }
+        let down = sessions().find(|tunnel| !tunnel.handle.is_up());
+        let down = down.map(|tunnel| tunnel.handle.clone());
+        drop(state);
+        down.inspect(|handle| handle.end("its membership has too many sessions"))
+            .is_some()
     }
 
     /// A session of a membership by its id.

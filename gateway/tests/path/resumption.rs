@@ -6,6 +6,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use towline_gateway::tunnels::MAX_SESSIONS;
 use towline_proto::{
     body,
     handshake::{self, Facts, Opened, Opening, Resumption, ResumptionKey},
@@ -272,6 +273,31 @@ async fn nothing_new_is_sent_where_there_is_no_connection() {
     let _other = Agent::start(&world, &Facts::default()).await;
     let mut stream = alice.upgrade(exec("/exec")).await;
     said_and_heard(&mut stream).await;
+}
+
+#[tokio::test]
+async fn a_membership_has_room_for_so_many_sessions() {
+    let world = World::start_with("session_grace = '60s'").await;
+    let mut agents = Vec::new();
+    for _ in 0..MAX_SESSIONS {
+        agents.push(Agent::start(&world, &Facts::default()).await);
+    }
+    let hello = || {
+        let now = towline_gateway::clock::Clock::System.unix();
+        let root = world.running.gateway().keys.root();
+        let facts = Facts::default();
+        Opening::new(&world.agent_key, membership(), root, &facts, now).unwrap()
+    };
+    let gateway = world.running.public_address();
+    let (status, says) = double::switch(gateway, hello().hello()).await.unwrap_err();
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(says.contains("has 32 sessions here"), "{says}");
+    // One that waits for a connection makes room.
+    agents[7].lose();
+    world.connected(MAX_SESSIONS - 1).await;
+    agents.push(Agent::start(&world, &Facts::default()).await);
+    let refused = agents[7].resume(&world).await.unwrap_err();
+    assert_eq!(refused.0, StatusCode::GONE);
 }
 
 #[tokio::test]
