@@ -26,10 +26,10 @@ use towline_agent::{
 };
 use towline_proto::{
     api::{RedeemRequest, from_json},
-    handshake::{self, Facts},
+    handshake::{self, Facts, Hello, Opening, Resume, ResumptionKey},
     jws::KeyPair,
     registration::Registration,
-    session::Connection,
+    session::{Connection, Handle, Session},
     websocket::{End, WebSocketConnection},
 };
 
@@ -48,7 +48,16 @@ enum Door {
     Refuses,
     /// The answer isn't signed under the pinned root.
     Impostor,
+    /// Goes on with the session that it has.
+    Resumes,
+    /// Doesn't know its session any more.
+    Forgets,
+    /// Says that it goes on with a session whose secret it doesn't know.
+    Pretends,
 }
+
+/// A session, as the gateway has it.
+type Kept = Arc<Mutex<Option<(Handle, Arc<ResumptionKey>)>>>;
 
 struct Listener {
     address: SocketAddr,
@@ -88,6 +97,7 @@ impl Listener {
         );
         let hellos = Arc::new(AtomicUsize::new(0));
         let redeemed = Arc::new(Mutex::default());
+        let kept = Kept::default();
         let mut tasks = JoinSet::new();
         let shared = (
             Arc::clone(&keys),
@@ -100,6 +110,7 @@ impl Listener {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (keys, agent, hellos, redeemed) = shared.clone();
+                let kept = Arc::clone(&kept);
                 let acceptor = acceptor.clone();
                 connections.spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else {
@@ -109,7 +120,7 @@ impl Listener {
                         stream.get_ref().1.protocol_version(),
                         Some(rustls::ProtocolVersion::TLSv1_3)
                     );
-                    answer(door, stream, &keys, &agent, &hellos, &redeemed).await;
+                    answer(door, stream, &keys, &agent, &hellos, &redeemed, &kept).await;
                 });
             }
         });
@@ -162,6 +173,7 @@ async fn answer(
     agent: &KeyPair,
     hellos: &AtomicUsize,
     redeemed: &Mutex<Vec<RedeemRequest>>,
+    kept: &Kept,
 ) {
     let mut stream = BufReader::new(stream);
     let mut head = Vec::new();
@@ -241,6 +253,9 @@ async fn answer(
         stream.shutdown().await.unwrap();
         return;
     };
+    if let Some(resume) = &claims.resume {
+        return go_on(door, stream, keys, (&hello, &claims, resume), kept).await;
+    }
     let other = Keys::new();
     let keys = if door == Door::Impostor { &other } else { keys };
     let accepted =
@@ -256,6 +271,18 @@ async fn answer(
             "sec-websocket-accept: {accept}\r\nsec-websocket-protocol: towline\r\n"
         ));
     }
+    if matches!(door, Door::Resumes | Door::Forgets | Door::Pretends) {
+        stream
+            .write_all(format!("{head}\r\n").as_bytes())
+            .await
+            .unwrap();
+        let session = Session::new(accepted.session, stream);
+        let secret = Arc::new(accepted.resumption);
+        *kept.lock().unwrap() = Some((session.handle(), secret));
+        let (mut read, mut write) = tokio::io::split(session);
+        drop(tokio::io::copy(&mut read, &mut write).await);
+        return;
+    }
     // The first bytes of the session come in the same record as the 101.
     let early = data(0, b"early");
     let mut bytes = format!("{head}\r\n").into_bytes();
@@ -270,6 +297,59 @@ async fn answer(
     } else {
         echo(stream).await;
     }
+}
+
+/// Answers who asks to go on with a session.
+async fn go_on(
+    door: Door,
+    mut stream: BufReader<TlsStream<TcpStream>>,
+    keys: &Keys,
+    (statement, claims, resume): (&str, &Hello, &Resume),
+    kept: &Kept,
+) {
+    let (handle, secret) = kept.lock().unwrap().clone().unwrap();
+    if door == Door::Forgets {
+        let head = "HTTP/1.1 410 Gone\r\ntowline-gateway: 1\r\ncontent-length: 0\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        return stream.shutdown().await.unwrap();
+    }
+    handshake::verify_resume(claims, resume, &secret).unwrap();
+    assert_eq!(resume.session, handle.id());
+    let position = handle.fence(resume.generation).unwrap();
+    let mut proof = handshake::resume(
+        &keys.signing,
+        statement,
+        claims,
+        resume,
+        &secret,
+        (position, handshake::GRACE, unix_now()),
+    );
+    if door == Door::Pretends {
+        let agent = KeyPair::generate().unwrap();
+        let root = keys.root.public();
+        let opening =
+            Opening::new(&agent, membership(), root, &Facts::default(), unix_now()).unwrap();
+        let hello =
+            handshake::verify_hello(agent.public(), root, opening.hello(), unix_now()).unwrap();
+        let (signing, grace) = (&keys.signing, handshake::GRACE);
+        let other = handshake::accept(signing, opening.hello(), &hello, grace, unix_now()).unwrap();
+        proof = handshake::resume(
+            signing,
+            statement,
+            claims,
+            resume,
+            &other.resumption,
+            (position, grace, unix_now()),
+        );
+    }
+    let head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: towline\r\ntowline-chain: {}\r\ntowline-proof: {proof}\r\n\r\n",
+        keys.chain
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    handle
+        .attach(resume.generation, stream, resume.position)
+        .unwrap();
 }
 
 /// A session's bytes from `place` on, in a frame.
@@ -327,6 +407,63 @@ async fn a_websocket_where_nothing_else_passes_and_it_is_remembered() {
 async fn a_websocket_where_a_plain_upgrade_is_swallowed() {
     let listener = Listener::start(Door::SilentToPlain).await;
     talks(&listener.opener(Proxies::default())).await;
+}
+
+#[tokio::test]
+async fn a_session_goes_on_over_other_connections() {
+    let listener = Listener::start(Door::Resumes).await;
+    let opener = listener.opener(Proxies::default());
+    let facts = Facts::default();
+    let (opened, session) = opener.open(&facts).await.unwrap();
+    let handle = session.handle();
+    let (mut read, mut write) = tokio::io::split(session);
+    for round in 0..20 {
+        // What is under way on the connection is lost with it.
+        write.write_all(&[round; 100_000]).await.unwrap();
+        opener
+            .resume(&facts, &handle, &opened.resumption)
+            .await
+            .unwrap();
+        let mut heard = [0; 100_000];
+        let flushing = async { write.flush().await.unwrap() };
+        let (read, ()) = tokio::join!(read.read_exact(&mut heard), flushing);
+        read.unwrap();
+        assert!(heard == [round; 100_000], "{round}");
+    }
+    assert_eq!(listener.hellos.load(Ordering::SeqCst), 21);
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_go_on_is_over() {
+    for (door, says) in [
+        (Door::Forgets, "the gateway refuses (410 Gone)"),
+        (Door::Pretends, "the gateway's answer does not hold"),
+    ] {
+        let listener = Listener::start(door).await;
+        let opener = listener.opener(Proxies::default());
+        let facts = Facts::default();
+        let (opened, session) = opener.open(&facts).await.unwrap();
+        let error = opener
+            .resume(&facts, &session.handle(), &opened.resumption)
+            .await
+            .unwrap_err();
+        assert!(error.ends_session(), "{error}");
+        assert!(error.to_string().starts_with(says), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_not_reached_may_be_tried_again() {
+    let listener = Listener::start(Door::Resumes).await;
+    let opener = listener.opener(Proxies::default());
+    let facts = Facts::default();
+    let (opened, session) = opener.open(&facts).await.unwrap();
+    drop(listener);
+    let error = opener
+        .resume(&facts, &session.handle(), &opened.resumption)
+        .await
+        .unwrap_err();
+    assert!(!error.ends_session(), "{error}");
 }
 
 #[tokio::test]

@@ -235,6 +235,14 @@ fn who_is_not_read_stops_at_the_window_and_goes_on_later() {
     }
     assert_eq!(pair.written[0].len(), LIMITS.window);
     assert_eq!(pair.ends[0].room(), 0);
+    // What has arrived and isn't used makes no room, whatever else is said.
+    pair.now += PING_AFTER;
+    assert!(pair.ends[0].tick(pair.now));
+    for end in [0, 1] {
+        pair.transmit(end, 1_000);
+        pair.deliver(1 - end, 1_000);
+    }
+    assert_eq!(pair.ends[0].room(), 0);
     // The other way is as free as before, and so are acknowledgements on it.
     pair.write(1, 500);
     pair.transmit(1, 1_000);
