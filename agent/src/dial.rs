@@ -375,7 +375,7 @@ impl Dialer {
 
     async fn tcp(&self, host: &str, port: u16) -> Result<tokio::net::TcpStream, DialError> {
         let stream = tcp::connect(host, port).await?;
-        tcp::prefer_bbr(&stream);
+        tcp::suit_a_session(&stream);
         Ok(stream)
     }
 }

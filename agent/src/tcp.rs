@@ -8,6 +8,7 @@ use tokio::{
     net::{TcpStream, lookup_host},
     time::{sleep, timeout},
 };
+use towline_proto::tunnel;
 
 /// How long a connection may take, the name's look-up included.
 pub const CONNECT: Duration = Duration::from_secs(10);
@@ -71,12 +72,18 @@ pub async fn connect(host: &str, port: u16) -> Result<TcpStream, TcpError> {
         })
 }
 
-/// Asks for BBR, which keeps its pace on lossy links where the usual default collapses. A system without it
-/// keeps its default.
-pub fn prefer_bbr(stream: &TcpStream) {
+/// Asks for BBR, which keeps its pace on lossy links where the usual default collapses, and for little to be held back
+/// in the kernel, which is what a keystroke waits behind. A system without them keeps its default.
+pub fn suit_a_session(stream: &TcpStream) {
     #[cfg(target_os = "linux")]
-    if let Err(error) = SockRef::from(stream).set_tcp_congestion(b"bbr") {
-        tracing::debug!(%error, "no BBR congestion control");
+    {
+        let socket = SockRef::from(stream);
+        let set = socket
+            .set_tcp_congestion(b"bbr")
+            .and_then(|()| socket.set_tcp_notsent_lowat(tunnel::UNSENT_IN_KERNEL));
+        if let Err(error) = set {
+            tracing::debug!(%error, "the connection keeps the system's settings");
+        }
     }
     #[cfg(not(target_os = "linux"))]
     let _unused = stream;

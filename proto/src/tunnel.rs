@@ -20,6 +20,9 @@ pub const CONNECTION_WINDOW: u32 = 1 << 30;
 /// What one stream may queue for sending, in bytes.
 pub const SEND_BUFFER: usize = 256 * 1024;
 
+/// What a connection may hold in the kernel without having sent it, in bytes (`TCP_NOTSENT_LOWAT`).
+pub const UNSENT_IN_KERNEL: u32 = 128 * 1024;
+
 /// The longest header list that either end takes, in bytes; kube-apiserver's own limit. A longer one would
 /// end the connection, so the gateway refuses callers with more than a quarter of it.
 pub const MAX_HEADER_LIST: u32 = 1024 * 1024;
