@@ -14,8 +14,8 @@ Usage: tests/bench/run.sh [--output DIR] [--seconds N] [--watches N]
 
 Measures small GETs, a large list, exec, cp and memory, straight to the API server
 and through the gateway, with the same client on the same machine; and what the
-assertion on each request and a decision of IAM cost. Brings up a gateway and a cluster of its own
-(named 'bench') and takes them down again.
+assertion on each request, a decision of IAM and resumable sessions cost. Brings
+up a gateway and a cluster of its own (named 'bench') and takes them down again.
 
   --output DIR  where report.txt and report.json go (default: a new directory)
   --seconds N   how long small GETs are asked for (default: 10)
@@ -100,9 +100,11 @@ say 'straight to the API server'
 say 'assertions'
 "$bench" assertions >"$output/assertions.json"
 "$bench" decisions >"$output/decisions.json"
+"$bench" sessions >"$output/sessions.json"
 
 "$bench" report --direct "$output/direct.json" --gateway "$output/gateway.json" \
-	--assertions "$output/assertions.json" --decisions "$output/decisions.json" --json "$output/report.json" \
+	--assertions "$output/assertions.json" --decisions "$output/decisions.json" \
+	--sessions "$output/sessions.json" --json "$output/report.json" \
 	--version "towline=$("$state/bin/towline-gateway" --version | awk '{ print $NF }')" \
 	--version "kubernetes=$("${admin[@]}" version -o json | sed -n '/serverVersion/,$s/.*"gitVersion": "\(.*\)".*/\1/p')" \
 	--version "rust=$(rustc --version | awk '{ print $2 }')" | tee "$output/report.txt"

@@ -79,6 +79,9 @@ enum Command {
         /// The output of `decisions`.
         #[arg(long)]
         decisions: PathBuf,
+        /// The output of `sessions`.
+        #[arg(long)]
+        sessions: PathBuf,
         /// `NAME=VERSION` of what was measured.
         #[arg(long = "version", value_name = "NAME=VERSION")]
         versions: Vec<String>,
@@ -120,11 +123,18 @@ async fn main() -> anyhow::Result<()> {
             gateway,
             assertions,
             decisions,
+            sessions,
             versions,
             json,
         } => {
-            let report =
-                report::Report::read(&direct, &gateway, &assertions, &decisions, &versions)?;
+            let report = report::Report::read(
+                &direct,
+                &gateway,
+                &assertions,
+                &decisions,
+                &sessions,
+                &versions,
+            )?;
             fs::write(&json, serde_json::to_string_pretty(&report)?)
                 .with_context(|| format!("cannot write {}", json.display()))?;
             print!("{report}");

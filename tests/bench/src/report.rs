@@ -10,6 +10,7 @@ use crate::{
     decisions::Decisions,
     figures::{Figures, Memory, Spread, Transfer},
     machine::Machine,
+    sessions,
 };
 
 /// All of one run.
@@ -21,6 +22,7 @@ pub(crate) struct Report {
     gateway: Figures,
     assertion_micros: Costs,
     decision_micros: Decisions,
+    sessions: sessions::Costs,
 }
 
 impl Report {
@@ -29,6 +31,7 @@ impl Report {
         gateway: &Path,
         assertions: &Path,
         decisions: &Path,
+        sessions: &Path,
         versions: &[String],
     ) -> anyhow::Result<Self> {
         Ok(Self {
@@ -42,6 +45,7 @@ impl Report {
             gateway: read(gateway)?,
             assertion_micros: read(assertions)?,
             decision_micros: read(decisions)?,
+            sessions: read(sessions)?,
         })
     }
 }
@@ -174,7 +178,37 @@ impl fmt::Display for Report {
             row(f, [name, &micros(cost), ""])?;
         }
         let compile = format!("{compile_millis:.2} ms");
-        row(f, ["made ready after a change", &compile, ""])
+        row(f, ["made ready after a change", &compile, ""])?;
+        let sessions::Costs {
+            rounds,
+            plain_mib_per_second,
+            session_mib_per_second,
+            given_up_percent,
+            plain_request,
+            session_request,
+        } = &self.sessions;
+        writeln!(f)?;
+        let title = format!("HTTP/2 over TLS, {rounds} rounds each");
+        row(f, [&title, "plain", "resumable"])?;
+        let rate = |rate: &f64| format!("{rate:.0} MiB/s");
+        row(
+            f,
+            [
+                "download, 1 stream",
+                &rate(plain_mib_per_second),
+                &rate(session_mib_per_second),
+            ],
+        )?;
+        let given_up = format!("{given_up_percent:.1} %");
+        row(f, ["given up, median of the pairs", "", &given_up])?;
+        row(
+            f,
+            [
+                "small request",
+                &micros(plain_request),
+                &micros(session_request),
+            ],
+        )
     }
 }
 
