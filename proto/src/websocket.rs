@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::{Sink as _, Stream as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::{
@@ -95,14 +95,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketConnection<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
+    }
+
+    /// One message of as much as fits: a session's frame comes in several pieces.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.socket).poll_ready(cx)).map_err(into_io)?;
-        let bytes = buf.get(..buf.len().min(MESSAGE)).unwrap_or(buf);
-        let length = bytes.len();
+        let mut message =
+            BytesMut::with_capacity(bufs.iter().map(|buf| buf.len()).sum::<usize>().min(MESSAGE));
+        for buf in bufs {
+            let room = MESSAGE - message.len();
+            message.extend_from_slice(buf.get(..buf.len().min(room)).unwrap_or(buf));
+        }
+        let length = message.len();
         Pin::new(&mut this.socket)
-            .start_send(Message::Binary(Bytes::copy_from_slice(bytes)))
+            .start_send(Message::Binary(message.freeze()))
             .map_err(into_io)?;
         Poll::Ready(Ok(length))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
