@@ -21,7 +21,7 @@ use tokio::{
     net::TcpListener,
     sync::Semaphore,
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use towline_proto::{
@@ -34,6 +34,7 @@ use towline_proto::{
 
 use crate::{
     backoff::Backoff,
+    clock::GatewayClock,
     cluster::{self, Cluster, ClusterError},
     config::{Config, Enrolment, KeyPlace},
     dial::{Dialer, DialerError},
@@ -51,6 +52,9 @@ use crate::{
 
 /// How long a facts' answer is good for.
 const FACTS: Duration = Duration::from_secs(600);
+
+/// A session that ended sooner shows that dialling at once does no good.
+const SHORT: Duration = Duration::from_secs(1);
 
 /// What streams that were cut at the drain limit get to say so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -319,7 +323,7 @@ impl App {
                     backoff.ended(began.elapsed());
                     tried = Duration::ZERO;
                     // It is there, and has been waited for already.
-                    if reached && !shutdown.is_cancelled() {
+                    if reached && began.elapsed() > SHORT && !shutdown.is_cancelled() {
                         continue;
                     }
                 }
@@ -381,8 +385,9 @@ impl App {
             joins: TaskTracker::new(),
             over: over.clone(),
         });
+        let of_service = Arc::clone(&shared);
         let service = service_fn(move |request: Request<Incoming>| {
-            let shared = Arc::clone(&shared);
+            let shared = Arc::clone(&of_service);
             async move { Ok::<_, Infallible>(serve::request(&shared, request).await) }
         });
         let served = async {
@@ -405,7 +410,14 @@ impl App {
                 }
             }
         };
-        let kept = self.keep(&handle, &key, grace, facts, shutdown);
+        let session = Kept {
+            handle: &handle,
+            key: &key,
+            grace,
+            facts,
+            clock: shared.guard.clock(),
+        };
+        let kept = self.keep(session, shutdown);
         let (ended, reached) = tokio::join!(served, kept);
         match ended {
             Ok(()) => tracing::info!(session = id, "session ended"),
@@ -418,29 +430,32 @@ impl App {
 
     /// Gives a session another connection whenever it has lost one, until it is over; whether it is so because a
     /// gateway was reached that can't go on with it.
-    async fn keep(
-        &self,
-        handle: &Handle,
-        key: &ResumptionKey,
-        grace: Duration,
-        facts: &Facts,
-        shutdown: &CancellationToken,
-    ) -> bool {
+    async fn keep(&self, kept: Kept<'_>, shutdown: &CancellationToken) -> bool {
+        let handle = kept.handle;
         let session = handle.id();
-        let mut reached = false;
-        let mut phase = handle.phase();
+        let (mut phase, mut over) = (handle.phase(), handle.phase());
+        let mut backoff = Backoff::default();
+        let mut since = Instant::now();
         loop {
             let counted = Counted::new(&self.state.sessions);
-            let Ok(Phase::Down) = phase
-                .wait_for(|now| *now != Phase::Up)
-                .await
-                .map(|now| *now)
-            else {
-                return reached;
+            let ended = |now: &Phase| matches!(now, Phase::Down | Phase::Over);
+            let Ok(Phase::Down) = phase.wait_for(ended).await.map(|now| *now) else {
+                return false;
             };
             drop(counted);
-            let (began, reason) = (Instant::now(), handle.lost());
+            let reason = handle.lost();
             tracing::info!(session, reason, "connection lost, resuming");
+            // A connection over which nothing came was as good as none, and isn't replaced at once.
+            let mut wait = Duration::ZERO;
+            if handle.carried_anything() {
+                (since, backoff) = (Instant::now(), Backoff::default());
+            } else {
+                wait = backoff.wait(Duration::ZERO);
+            }
+            let resumed = async {
+                sleep(wait).await;
+                self.resume(&kept, &mut backoff).await
+            };
             let unused = async {
                 shutdown.cancelled().await;
                 if self.state.streams() > 0 {
@@ -449,17 +464,20 @@ impl App {
             };
             tokio::select! {
                 biased;
-                resumed = self.resume(handle, key, facts) => match resumed {
+                _ = over.wait_for(|now| *now == Phase::Over) => return false,
+                resumed = resumed => match resumed {
                     Ok(replayed) => {
-                        tracing::info!(session, replayed, after = ?began.elapsed(), "session resumed");
+                        tracing::info!(session, replayed, "session resumed");
                         self.state.resumptions.fetch_add(1, Ordering::Relaxed);
                     }
                     Err(error) => {
-                        reached = true;
                         handle.end(&chain(&error));
+                        return true;
                     }
                 },
-                () = sleep(grace) => handle.end(&format!("no connection within {grace:?}")),
+                () = sleep_until(since + kept.grace) => {
+                    handle.end(&format!("nothing came within {:?}", kept.grace));
+                }
                 // Whoever ends doesn't wait for a gateway that has nothing more to ask.
                 () = unused => handle.end("the agent ends"),
             }
@@ -467,22 +485,32 @@ impl App {
     }
 
     /// Tries until a session has a connection, or can't have one.
-    async fn resume(
-        &self,
-        handle: &Handle,
-        key: &ResumptionKey,
-        facts: &Facts,
-    ) -> Result<u64, OpenError> {
-        let mut backoff = Backoff::default();
+    async fn resume(&self, kept: &Kept<'_>, backoff: &mut Backoff) -> Result<u64, OpenError> {
+        let Kept {
+            handle,
+            key,
+            facts,
+            clock,
+            ..
+        } = kept;
         loop {
             let began = Instant::now();
-            match self.opener.resume(facts, handle, key).await {
+            match self.opener.resume(facts, handle, key, clock).await {
                 Err(error) if !error.ends_session() => log_failure(&error),
                 resumed => return resumed,
             }
             sleep(backoff.wait(began.elapsed())).await;
         }
     }
+}
+
+/// What it takes to go on with a session.
+struct Kept<'a> {
+    handle: &'a Handle,
+    key: &'a ResumptionKey,
+    grace: Duration,
+    facts: &'a Facts,
+    clock: &'a GatewayClock,
 }
 
 /// The cluster's facts, asked again when they are old or were not all known.

@@ -3,9 +3,14 @@
 //! The one place that reads the system's clock. Grants are checked against the *gateway's* time: what it signed
 //! at the handshake, and how much has passed since by a clock that nobody sets.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Mutex,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use tokio::time::Instant;
+
+use crate::guard::lock;
 
 /// Here.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
@@ -25,24 +30,41 @@ pub fn unix(time: SystemTime) -> u64 {
 }
 
 /// The gateway's time since a handshake.
+///
+/// A session may outlive the machine's sleep, of which [`Instant`] knows nothing: every connection sets it anew.
+#[derive(Debug)]
+pub struct GatewayClock(Mutex<Signed>);
+
 #[derive(Debug, Clone, Copy)]
-pub struct GatewayClock {
-    signed: u64,
+struct Signed {
+    time: u64,
     at: Instant,
 }
 
 impl GatewayClock {
     /// From the time that the gateway has just signed, in Unix seconds.
     pub fn new(signed: u64) -> Self {
-        Self {
-            signed,
-            at: Instant::now(),
-        }
+        Self(Mutex::new(Signed::now(signed)))
+    }
+
+    /// Goes by another time that the gateway has just signed.
+    pub fn set(&self, signed: u64) {
+        *lock(&self.0) = Signed::now(signed);
     }
 
     /// Now at the gateway, in Unix seconds.
     pub fn now(&self) -> u64 {
-        self.signed.saturating_add(self.at.elapsed().as_secs())
+        let Signed { time, at } = *lock(&self.0);
+        time.saturating_add(at.elapsed().as_secs())
+    }
+}
+
+impl Signed {
+    fn now(time: u64) -> Self {
+        Self {
+            time,
+            at: Instant::now(),
+        }
     }
 }
 
@@ -57,5 +79,8 @@ mod tests {
         let clock = GatewayClock::new(1_000);
         tokio::time::advance(Duration::from_secs(61)).await;
         assert_eq!(clock.now(), 1_061);
+        clock.set(2_000);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(clock.now(), 2_005);
     }
 }

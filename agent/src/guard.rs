@@ -174,6 +174,11 @@ impl Guard {
         }
     }
 
+    /// The gateway's time, as far as this session knows it.
+    pub const fn clock(&self) -> &GatewayClock {
+        &self.clock
+    }
+
     /// Whom a request is to be made as, and whom that caller asks to be instead.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use towline_proto::{
 };
 
 use crate::{
-    clock,
+    clock::{self, GatewayClock},
     dial::{Carrier, DialError, Dialer, Switched},
     guard::lock,
 };
@@ -136,6 +136,7 @@ impl Opener {
         facts: &Facts,
         handle: &Handle,
         key: &ResumptionKey,
+        clock: &GatewayClock,
     ) -> Result<u64, OpenError> {
         let resumption = || {
             let generation = handle.generation() + 1;
@@ -169,6 +170,7 @@ impl Opener {
             clock::unix_now(),
         )?;
         self.set_offset(time);
+        clock.set(time);
         Ok(handle.attach(handle.generation(), connection, position)?)
     }
 

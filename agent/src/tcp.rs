@@ -78,11 +78,13 @@ pub fn suit_a_session(stream: &TcpStream) {
     #[cfg(target_os = "linux")]
     {
         let socket = SockRef::from(stream);
-        let set = socket
-            .set_tcp_congestion(b"bbr")
-            .and_then(|()| socket.set_tcp_notsent_lowat(tunnel::UNSENT_IN_KERNEL));
-        if let Err(error) = set {
-            tracing::debug!(%error, "the connection keeps the system's settings");
+        for set in [
+            socket.set_tcp_congestion(b"bbr"),
+            socket.set_tcp_notsent_lowat(tunnel::UNSENT_IN_KERNEL),
+        ] {
+            if let Err(error) = set {
+                tracing::debug!(%error, "the connection keeps the system's setting");
+            }
         }
     }
     #[cfg(not(target_os = "linux"))]

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -46,6 +46,9 @@ const RECENT: Duration = Duration::from_secs(60);
 /// Sessions that a membership may have here, those without a connection included.
 pub const MAX_SESSIONS: usize = 32;
 
+/// How long a session has to be without a connection before another may take its place.
+const ABANDONED: Duration = Duration::from_secs(1);
+
 /// What travels in a request's body.
 pub type RequestBody = UnsyncBoxBody<Bytes, Aborted>;
 
@@ -65,6 +68,7 @@ pub struct Tunnel {
     requests: SendRequest<RequestBody>,
     shares: Shares,
     grants: Mutex<HashMap<String, CachedGrant>>,
+    draining: AtomicBool,
     closed: CancellationToken,
 }
 
@@ -126,6 +130,7 @@ impl Tunnel {
             requests,
             shares: Shares::new(tunnel::MAX_STREAMS),
             grants: Mutex::default(),
+            draining: AtomicBool::new(false),
             closed: CancellationToken::new(),
         }
     }
@@ -133,6 +138,16 @@ impl Tunnel {
     /// Cancelled when the session is over.
     pub const fn closed(&self) -> &CancellationToken {
         &self.closed
+    }
+
+    /// It gets no new requests from now on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether new requests may go down it.
+    fn is_open(&self) -> bool {
+        self.handle.is_up() && !self.draining.load(Ordering::Relaxed) && !self.closed.is_cancelled()
     }
 
     /// Whose session it is.
@@ -339,13 +354,15 @@ impl Registered {
         !live
             .into_iter()
             .flatten()
-            .any(|other| !Arc::ptr_eq(other, &self.tunnel) && other.handle.is_up())
+            .any(|other| !Arc::ptr_eq(other, &self.tunnel) && other.is_open())
     }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
         self.tunnel.closed.cancel();
+        // Answers that are under way have no other end than the connection's.
+        self.tunnel.handle.retire("the session was closed");
         let mut state = self.tunnels.lock();
         let membership = &self.tunnel.membership;
         if let Some(live) = state.live.get_mut(membership) {
@@ -414,14 +431,19 @@ impl Tunnels {
     pub fn room(&self, membership: &Membership) -> bool {
         let state = self.lock();
         let live = state.live.get(membership);
-        let sessions = || live.into_iter().flatten();
-        if sessions().count() < MAX_SESSIONS {
+        let handles = live.into_iter().flatten().map(|tunnel| &tunnel.handle);
+        let there: Vec<&Handle> = handles.filter(|handle| !handle.is_over()).collect();
+        if there.len() < MAX_SESSIONS {
             return true;
         }
-        let down = sessions().find(|tunnel| !tunnel.handle.is_up());
-        let down = down.map(|tunnel| tunnel.handle.clone());
+        // One that has been without for a moment only is about to go on.
+        let down = there
+            .into_iter()
+            .filter_map(|handle| Some((handle.down_for()?, handle.clone())))
+            .filter(|(down, _)| *down > ABANDONED)
+            .max_by_key(|(down, _)| *down);
         drop(state);
-        down.inspect(|handle| handle.end("its membership has too many sessions"))
+        down.inspect(|(_, handle)| handle.end("its membership has too many sessions"))
             .is_some()
     }
 
@@ -452,7 +474,7 @@ impl Tunnels {
         let state = self.lock();
         let live = state.live.get(membership)?;
         live.iter()
-            .filter(|tunnel| !tunnel.closed.is_cancelled() && tunnel.handle.is_up())
+            .filter(|tunnel| tunnel.is_open())
             .min_by_key(|tunnel| tunnel.streams())
             .cloned()
     }
@@ -472,7 +494,7 @@ impl Tunnels {
         let live = state.live.get(membership);
         live.into_iter()
             .flatten()
-            .filter(|tunnel| tunnel.handle.is_up())
+            .filter(|tunnel| tunnel.is_open())
             .count()
     }
 

@@ -95,7 +95,7 @@ pub struct Resume {
     pub session: String,
     /// Counts the connections that were tried for it; a lower one than was seen is refused.
     pub generation: u64,
-    /// How many bytes the agent has received.
+    /// How many bytes the agent has received; the end of the gateway's stream counts as one.
     pub position: u64,
     /// Made with the session's [`ResumptionKey`].
     pub mac: String,
@@ -104,7 +104,7 @@ pub struct Resume {
 /// From where the gateway goes on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resumed {
-    /// How many bytes the gateway has received.
+    /// How many bytes the gateway has received; the end of the agent's stream counts as one.
     pub position: u64,
     /// Made with the session's [`ResumptionKey`].
     pub mac: String,

@@ -11,14 +11,16 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{
+        AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, ReadHalf, WriteHalf,
+    },
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use towline_agent::{
-    clock::unix_now,
+    clock::{GatewayClock, unix_now},
     config::Gateway,
     dial::{DialError, Dialer, proxy::Proxies},
     enrol::{self, RedeemError},
@@ -417,11 +419,13 @@ async fn a_session_goes_on_over_other_connections() {
     let (opened, session) = opener.open(&facts).await.unwrap();
     let handle = session.handle();
     let (mut read, mut write) = tokio::io::split(session);
+    let clock = GatewayClock::new(0);
+    heard(&mut read, &mut write).await;
     for round in 0..20 {
         // What is under way on the connection is lost with it.
         write.write_all(&[round; 100_000]).await.unwrap();
         opener
-            .resume(&facts, &handle, &opened.resumption)
+            .resume(&facts, &handle, &opened.resumption, &clock)
             .await
             .unwrap();
         let mut heard = [0; 100_000];
@@ -431,6 +435,15 @@ async fn a_session_goes_on_over_other_connections() {
         assert!(heard == [round; 100_000], "{round}");
     }
     assert_eq!(listener.hellos.load(Ordering::SeqCst), 21);
+    // And goes by what the gateway said last.
+    assert!(clock.now().abs_diff(unix_now()) < 60);
+}
+
+/// A word there and back: a session over which nothing came ends with its connection.
+async fn heard(read: &mut ReadHalf<Session>, write: &mut WriteHalf<Session>) {
+    write.write_all(b"heard").await.unwrap();
+    write.flush().await.unwrap();
+    read.read_exact(&mut [0; 5]).await.unwrap();
 }
 
 #[tokio::test]
@@ -443,8 +456,11 @@ async fn a_session_that_cannot_go_on_is_over() {
         let opener = listener.opener(Proxies::default());
         let facts = Facts::default();
         let (opened, session) = opener.open(&facts).await.unwrap();
+        let handle = session.handle();
+        let (mut read, mut write) = tokio::io::split(session);
+        heard(&mut read, &mut write).await;
         let error = opener
-            .resume(&facts, &session.handle(), &opened.resumption)
+            .resume(&facts, &handle, &opened.resumption, &GatewayClock::new(0))
             .await
             .unwrap_err();
         assert!(error.ends_session(), "{error}");
@@ -458,9 +474,12 @@ async fn a_gateway_that_is_not_reached_may_be_tried_again() {
     let opener = listener.opener(Proxies::default());
     let facts = Facts::default();
     let (opened, session) = opener.open(&facts).await.unwrap();
+    let handle = session.handle();
+    let (mut read, mut write) = tokio::io::split(session);
+    heard(&mut read, &mut write).await;
     drop(listener);
     let error = opener
-        .resume(&facts, &session.handle(), &opened.resumption)
+        .resume(&facts, &handle, &opened.resumption, &GatewayClock::new(0))
         .await
         .unwrap_err();
     assert!(!error.ends_session(), "{error}");

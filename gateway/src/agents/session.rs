@@ -1,6 +1,6 @@
 //! Runs a session, over one connection after the other.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -71,6 +71,9 @@ pub(super) async fn run(
         let (requests, connection) = tunnel::client()
             .handshake::<_, RequestBody>(TokioIo::new(session))
             .await?;
+        // Whatever ate the 101 must not get requests.
+        let mut phase = handle.phase();
+        let _heard = phase.wait_for(|now| *now != Phase::New).await;
         Ok::<_, hyper::Error>((handle, requests, connection))
     };
     let (handle, requests, connection) = match timeout(START_LIMIT, connect).await {
@@ -92,12 +95,19 @@ pub(super) async fn run(
     tracing::info!(%client, %membership, session = id, ?carrier, agent = hello.agent_version, host = hello.host, "session up");
     connected(gateway, &hello).await;
 
+    let mut over = pin!(outlive(gateway, &tunnel, &hello));
     let outcome = tokio::select! {
         biased;
         () = closed.cancelled() => Ok(()),
         outcome = connection => outcome,
-        never = outlive(gateway, &tunnel, &hello) => match never {},
+        () = over.as_mut() => Ok(()),
     };
+    // An agent that goes takes no more requests, and finishes what it has.
+    tunnel.drain();
+    tokio::select! {
+        () = closed.cancelled() => {}
+        () = over => {}
+    }
     let reason = outcome
         .err()
         .map_or_else(|| "closed".to_owned(), |error| describe(&error));
@@ -145,19 +155,19 @@ pub(super) async fn resume(
     }
 }
 
-/// Ends a session that has been without a connection for too long; says so of the membership earlier.
-async fn outlive(gateway: &Gateway, tunnel: &Tunnel, hello: &Hello) -> std::convert::Infallible {
+/// Ends a session that has been without a connection for too long, says so of the membership earlier, and returns when
+/// the session is over.
+async fn outlive(gateway: &Gateway, tunnel: &Tunnel, hello: &Hello) {
     let grace = gateway.config.session_grace;
     let (membership, session) = (tunnel.membership(), tunnel.handle().id());
     let mut phase = tunnel.handle().phase();
     loop {
-        // A session that is over ends the HTTP/2 above it, which is waited for beside this.
         let Ok(Phase::Down) = phase
             .wait_for(|now| *now != Phase::Up)
             .await
             .map(|now| *now)
         else {
-            return std::future::pending().await;
+            return;
         };
         let reason = tunnel.handle().lost();
         tracing::info!(%membership, session, reason, "connection lost");
@@ -170,12 +180,17 @@ async fn outlive(gateway: &Gateway, tunnel: &Tunnel, hello: &Hello) -> std::conv
         if gateway.tunnels.sessions(membership) == 0 {
             disconnected(gateway, hello).await;
         }
-        let left = grace.saturating_sub(NOTICEABLE);
-        if timeout(left, up(&mut phase)).await.is_err() {
-            tunnel
-                .handle()
-                .end(&format!("no connection came within {grace:?}"));
-        } else if *phase.borrow() == Phase::Up {
+        // It may have been up in between.
+        while let Some(down) = tunnel.handle().down_for() {
+            let left = grace.saturating_sub(down);
+            if left.is_zero() {
+                let reason = format!("no connection came within {grace:?}");
+                tunnel.handle().end(&reason);
+            } else if timeout(left, up(&mut phase)).await.is_ok() {
+                break;
+            }
+        }
+        if tunnel.handle().is_up() {
             connected(gateway, hello).await;
         }
     }

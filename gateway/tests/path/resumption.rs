@@ -1,10 +1,11 @@
 //! Sessions that go on over other connections, and those that must not.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::{Frame, Incoming};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use towline_gateway::tunnels::MAX_SESSIONS;
 use towline_proto::{
@@ -20,6 +21,7 @@ use super::{
     leases::exec,
     world::{World, bounded, membership},
 };
+use crate::get;
 
 /// A session of the world's agent, as the agent sees it.
 struct Agent {
@@ -67,6 +69,9 @@ impl Agent {
             |request: Request<Incoming>, _| echo(request),
         );
         world.connected(before + 1).await;
+        bounded(handle.phase().wait_for(|now| *now == Phase::Up))
+            .await
+            .unwrap();
         Self {
             opened,
             handle,
@@ -295,9 +300,52 @@ async fn a_membership_has_room_for_so_many_sessions() {
     // One that waits for a connection makes room.
     agents[7].lose();
     world.connected(MAX_SESSIONS - 1).await;
+    // For a moment it is about to go on.
+    let (status, _) = double::switch(gateway, hello().hello()).await.unwrap_err();
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
     agents.push(Agent::start(&world, &Facts::default()).await);
     let refused = agents[7].resume(&world).await.unwrap_err();
     assert_eq!(refused.0, StatusCode::GONE);
+}
+
+/// An answer that is no watch and no upgrade, of which there is no end.
+async fn endless(_: Request<Incoming>) -> Answer {
+    let chunk = Bytes::from_static(&[b'x'; 1_000]);
+    let frames = futures_util::stream::unfold((), move |()| {
+        let chunk = chunk.clone();
+        async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            Some((Ok(Frame::data(chunk)), ()))
+        }
+    });
+    Response::new(StreamBody::new(frames).boxed_unsync())
+}
+
+#[tokio::test]
+async fn an_answer_ends_with_a_session_that_gets_no_other_connection() {
+    let world = World::start_with("session_grace = '60s'").await;
+    let (gateway, root) = (
+        world.running.public_address(),
+        world.running.gateway().keys.root(),
+    );
+    let facts = Facts::default();
+    let (opened, session) =
+        double::open(gateway, &world.agent_key, root, &membership(), &facts).await;
+    let handle = session.handle();
+    let serve = |request: Request<Incoming>, _| endless(request);
+    let _connected = double::answering(Arc::new(opened), session, membership(), serve);
+    world.connected(1).await;
+    let mut answer = world.as_user("alice").http1(get("/bulk")).await.into_body();
+    bounded(answer.frame()).await.unwrap().unwrap();
+    let tunnels = &world.running.gateway().tunnels;
+    tunnels.close(&membership(), "deleted");
+    // What runs goes on, until the connection is lost.
+    for _ in 0..10 {
+        bounded(answer.frame()).await.unwrap().unwrap();
+    }
+    handle.fence(1).unwrap();
+    bounded(async { while let Some(Ok(_)) = answer.frame().await {} }).await;
 }
 
 #[tokio::test]

@@ -33,6 +33,8 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection for C {}
 /// How a session is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// It has its first connection, over which nothing has come yet.
+    New,
     /// Something carries it.
     Up,
     /// Its connection was lost, and it waits for another.
@@ -55,7 +57,7 @@ pub enum ResumeError {
     Violation(#[from] Violation),
 }
 
-/// An agent's authenticated stream of bytes to a gateway. Dropping it ends it.
+/// An agent's authenticated stream of bytes to a gateway. Dropping it ends it, and tells the other end.
 pub struct Session(Arc<Shared>);
 
 /// Gives a session connections, and knows how it is.
@@ -100,8 +102,13 @@ struct State {
     closing: Option<Pin<Box<Sleep>>>,
     /// Why it is over.
     over: Option<String>,
-    /// Why the last connection was lost.
-    lost: Option<String>,
+    /// Why the last connection was lost, and when.
+    lost: Option<(String, Instant)>,
+    /// Something has come from the other end, and over this connection or the last.
+    heard: bool,
+    heard_here: bool,
+    /// Why it ends with its connection.
+    retired: Option<String>,
     /// Those who watch weren't told yet.
     changed: bool,
     waker: Waker,
@@ -131,10 +138,13 @@ impl Session {
                 closing: None,
                 over: None,
                 lost: None,
+                heard: false,
+                heard_here: false,
+                retired: None,
                 changed: false,
                 waker: Waker::from(Arc::clone(&wakers)),
             }),
-            phase: watch::Sender::new(Phase::Up),
+            phase: watch::Sender::new(Phase::New),
             wakers,
         }))
     }
@@ -166,9 +176,43 @@ impl Handle {
         *self.0.phase.borrow() == Phase::Up
     }
 
+    /// Whether the session is over.
+    pub fn is_over(&self) -> bool {
+        *self.0.phase.borrow() == Phase::Over
+    }
+
     /// Why the last connection was lost.
     pub fn lost(&self) -> Option<String> {
-        self.0.lock().lost.clone()
+        let state = self.0.lock();
+        state.lost.as_ref().map(|(reason, _)| reason.clone())
+    }
+
+    /// How long the session has been without a connection; none where it has one, or is over.
+    pub fn down_for(&self) -> Option<Duration> {
+        let state = self.0.lock();
+        let down = state.over.is_none() && state.connection.is_none();
+        let (_, since) = state.lost.as_ref().filter(|_| down)?;
+        Some(since.elapsed())
+    }
+
+    /// Whether anything has come over the session's connection, or over the last that it had.
+    pub fn carried_anything(&self) -> bool {
+        self.0.lock().heard_here
+    }
+
+    /// The session gets no other connection: it ends with the one it has, or at once where it has none.
+    pub fn retire(&self, reason: &str) {
+        let mut state = self.0.lock();
+        state.retired.get_or_insert_with(|| reason.to_owned());
+        let ends = state.connection.is_none();
+        if ends {
+            state.end(reason);
+        }
+        self.0.tell(&mut state);
+        drop(state);
+        if ends {
+            self.0.wakers.wake_by_ref();
+        }
     }
 
     /// The number of the connection that carries the session now, or did.
@@ -182,7 +226,7 @@ impl Handle {
     /// The session is over, or a newer connection than that was here.
     pub fn fence(&self, generation: u64) -> Result<u64, ResumeError> {
         let mut state = self.0.lock();
-        if state.over.is_some() {
+        if state.over.is_some() || state.retired.is_some() {
             return Err(ResumeError::Over);
         }
         if generation <= state.generation {
@@ -193,6 +237,9 @@ impl Handle {
             state.lose("another connection takes over");
         }
         self.0.tell(&mut state);
+        if state.over.is_some() {
+            return Err(ResumeError::Over);
+        }
         Ok(state.stream.position())
     }
 
@@ -219,6 +266,9 @@ impl Handle {
         match &attached {
             Ok(_) => {
                 state.connection = Some(Box::new(connection));
+                // Who answered has proved to be the other end.
+                state.hear();
+                state.heard_here = false;
                 state.changed = true;
                 state.reset_timer();
             }
@@ -264,6 +314,7 @@ impl Shared {
                 .send_replace(match (&state.over, &state.connection) {
                     (Some(_), _) => Phase::Over,
                     (None, None) => Phase::Down,
+                    (None, Some(_)) if !state.heard => Phase::New,
                     (None, Some(_)) => Phase::Up,
                 });
         }
@@ -273,6 +324,10 @@ impl Shared {
 impl Drop for Session {
     fn drop(&mut self) {
         let mut state = self.0.lock();
+        // As far as it goes at once. An agent that isn't told so asks for another connection and is told then; a
+        // gateway keeps the session for a while.
+        state.stream.finish();
+        state.transmit();
         state.end("the session was closed");
         self.0.tell(&mut state);
     }
@@ -293,8 +348,22 @@ impl State {
         self.connection = None;
         self.changed = true;
         self.unflushed = false;
-        self.lost = Some(reason.to_owned());
+        self.lost = Some((reason.to_owned(), Instant::now()));
         self.stream.detach();
+        if let Some(reason) = self.retired.clone() {
+            self.end(&reason);
+        } else if !self.heard {
+            self.end(&format!(
+                "it was lost before anything came over it: {reason}"
+            ));
+        }
+    }
+
+    /// Something came.
+    const fn hear(&mut self) {
+        self.changed |= !self.heard;
+        self.heard = true;
+        self.heard_here = true;
     }
 
     fn error(&self) -> Option<io::Error> {
@@ -369,6 +438,7 @@ impl State {
                     match poll_read_buf(carrier, cx, part) {
                         Poll::Ready(Ok(count)) if count > 0 => {
                             self.stream.passed(self.started.elapsed(), count);
+                            self.hear();
                             return;
                         }
                         other => other.map_ok(|_| None),
@@ -384,6 +454,7 @@ impl State {
             };
             match outcome {
                 Poll::Ready(Ok(Some(count))) => {
+                    self.hear();
                     let now = self.started.elapsed();
                     let bytes = scratch.get(..count).unwrap_or_default();
                     if let Err(violation) = self.stream.receive(now, bytes) {
@@ -420,6 +491,9 @@ impl State {
         if let Some(error) = self.error() {
             return Poll::Ready(Err(error));
         }
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         if !self.stream.readable() {
             self.receive(Some(buffer));
@@ -431,7 +505,7 @@ impl State {
         }
         let ended = self.stream.at_end();
         self.transmit();
-        if buffer.filled().len() > before || ended || buffer.remaining() == 0 {
+        if buffer.filled().len() > before || ended {
             return Poll::Ready(Ok(()));
         }
         self.watch_time();
@@ -466,7 +540,11 @@ impl State {
             match attempt {
                 0 => self.transmit(),
                 1 => self.receive(None),
-                _ => {}
+                // Whoever only writes has to answer pings, too, and to notice a dead connection.
+                _ => {
+                    self.transmit();
+                    self.watch_time();
+                }
             }
         }
         Poll::Pending
@@ -476,7 +554,10 @@ impl State {
         self.transmit();
         match self.error() {
             Some(error) => Poll::Ready(Err(error)),
-            None if self.stream.has_outgoing() || self.unflushed => Poll::Pending,
+            None if self.stream.has_outgoing() || self.unflushed => {
+                self.watch_time();
+                Poll::Pending
+            }
             None => Poll::Ready(Ok(())),
         }
     }
@@ -501,12 +582,12 @@ impl State {
             return Poll::Pending;
         }
         match &mut self.connection {
-            Some(connection) => {
+            Some(connection) if !too_long => {
                 // The stream has come to its end, and how the connection ends changes nothing.
                 let _closed = ready!(Pin::new(connection).poll_shutdown(cx));
                 Poll::Ready(Ok(()))
             }
-            None => Poll::Ready(Ok(())),
+            _ => Poll::Ready(Ok(())),
         }
     }
 }
@@ -564,10 +645,13 @@ impl Shared {
     fn write<T>(&self, cx: &Context<'_>, poll: impl FnOnce(&mut State) -> T) -> T {
         self.wakers.write.register(cx.waker());
         let mut state = self.lock();
-        let had_news = state.stream.readable() || state.over.is_some();
+        let news = |state: &State| {
+            state.stream.readable() || state.stream.end_arrived() || state.over.is_some()
+        };
+        let had_news = news(&state);
         let polled = poll(&mut state);
         self.tell(&mut state);
-        if !had_news && (state.stream.readable() || state.over.is_some()) {
+        if !had_news && news(&state) {
             self.wakers.read.wake();
         }
         polled

@@ -112,7 +112,7 @@ pub struct Reliable {
     acknowledged: u64,
     /// The next byte for this connection.
     sent: u64,
-    /// The first byte that no connection has got.
+    /// The first byte that no connection can have got.
     reached: u64,
     written: u64,
     fin: Fin,
@@ -273,7 +273,6 @@ impl Reliable {
         let of_data = (count - of_heads).min(self.leaving.payload);
         self.leaving.payload -= of_data;
         self.sent += of_data as u64;
-        self.reached = self.reached.max(self.sent);
         if self.leaving.done == self.leaving.length && self.leaving.payload == 0 {
             self.leaving = Leaving::default();
         }
@@ -304,6 +303,8 @@ impl Reliable {
             let number = (payload as u64) << 32 | (self.sent & 0xffff_ffff);
             self.leaving.head(DATA, number);
             self.leaving.payload = payload;
+            // A connection that fails may have got all of it, whatever it said.
+            self.reached = self.reached.max(self.sent + payload as u64);
         } else if self.fin.wanted && !self.fin.sent {
             self.leaving.head(FIN, self.written);
             // As with data, it counts as sent from its first octet on.
@@ -486,7 +487,7 @@ impl Reliable {
     }
 
     /// There is another connection, and the other end's [`Reliable::position`] is `position`; how many bytes are sent
-    /// again.
+    /// again at most.
     ///
     /// # Errors
     /// [`Violation::Number`].

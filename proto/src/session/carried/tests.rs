@@ -14,7 +14,11 @@ const LIMITS: Limits = Limits {
 
 fn pair(limits: Limits) -> (Session, Session) {
     let (a, b) = duplex(10_000);
-    let session = |end| Session::with_limits("s".to_owned(), end, limits);
+    let session = |end| {
+        let session = Session::with_limits("s".to_owned(), end, limits);
+        session.0.lock().hear();
+        session
+    };
     (session(a), session(b))
 }
 
@@ -244,12 +248,73 @@ async fn nonsense_on_a_connection_ends_the_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_session_lets_go_of_its_connection() {
-    let (near, mut far) = duplex(1_000);
+async fn a_session_that_was_never_heard_of_ends_with_its_connection() {
+    let (near, far) = duplex(1_000);
     let mut a = Session::with_limits("s".to_owned(), near, LIMITS);
     let handle = a.handle();
+    assert_eq!(*handle.phase().borrow(), Phase::New);
+    drop(far);
+    let error = a.read(&mut [0; 10]).await.unwrap_err();
+    assert!(
+        error.to_string().contains("before anything came"),
+        "{error}"
+    );
+    assert!(matches!(handle.fence(1), Err(ResumeError::Over)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_gets_no_other_connection_ends_with_the_one_it_has() {
+    let (mut a, mut b) = pair(LIMITS);
+    let handle = a.handle();
+    handle.retire("its membership is gone");
+    a.write_all(b"still").await.unwrap();
+    a.flush().await.unwrap();
+    b.read_exact(&mut [0; 5]).await.unwrap();
+    assert!(matches!(handle.fence(1), Err(ResumeError::Over)));
+    drop(b);
+    let mut rest = Vec::new();
+    // The other end said that it ends; one that doesn't say so ends it as well.
+    a.read_to_end(&mut rest).await.unwrap();
+
+    let (mut a, b) = pair(LIMITS);
+    let (handle_a, handle_b) = (a.handle(), b.handle());
+    handle_a.retire("its membership is gone");
+    handle_b.fence(1).unwrap();
+    let error = a.read(&mut [0; 10]).await.unwrap_err();
+    assert_eq!(error.to_string(), "its membership is gone");
+
+    let (a, _b) = pair(LIMITS);
+    a.handle().fence(1).unwrap();
+    a.handle().retire("its membership is gone");
+    assert_eq!(*a.handle().phase().borrow(), Phase::Over);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_only_writes_notices_a_dead_connection() {
+    let (mut a, _never_polled) = pair(LIMITS);
+    let handle = a.handle();
+    let writing = async { while a.write_all(&[0; 10_000]).await.is_ok() {} };
+    tokio::select! {
+        () = writing => unreachable!("it waits"),
+        () = becomes(&handle, Phase::Down) => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_session_lets_go_of_its_connection_and_says_so() {
+    let (mut a, mut b) = pair(LIMITS);
+    let (handle_a, handle_b) = (a.handle(), b.handle());
     assert!(a.read(&mut [0; 10]).now_or_never().is_none());
+    a.write_all(b"bye").await.unwrap();
     drop(a);
-    assert_eq!(far.read(&mut [0; 10]).await.unwrap(), 0);
-    assert_eq!(*handle.phase().borrow(), Phase::Over);
+    assert_eq!(*handle_a.phase().borrow(), Phase::Over);
+    let mut got = Vec::new();
+    b.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"bye");
+    // Nobody is there to acknowledge, and nobody is waited for.
+    timeout(Duration::from_millis(1), b.shutdown())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(!handle_b.is_up());
 }

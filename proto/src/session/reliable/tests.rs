@@ -70,6 +70,23 @@ impl Pair {
         }
     }
 
+    /// Bytes arrive whose connection says that it failed with them.
+    fn fail(&mut self, end: usize) {
+        let mut slices = [IoSlice::new(&[]); 5];
+        let used = self.ends[end].outgoing(self.now, &mut slices);
+        let bytes: Vec<u8> = slices[..used]
+            .iter()
+            .flat_map(|slice| slice.iter().copied())
+            .collect();
+        if !self.cut {
+            let other = 1 - end;
+            self.way[other].extend(bytes);
+            self.deliver(other, usize::MAX);
+        }
+        self.cut();
+        self.ends[end].detach();
+    }
+
     /// Lets up to `count` bytes arrive.
     fn deliver(&mut self, end: usize, count: usize) {
         let count = count.min(self.way[end].len());
@@ -136,6 +153,7 @@ enum Step {
     Finish(usize),
     /// One end is ready for another connection that doesn't come.
     Fence(usize),
+    Fail(usize),
     Cut,
     Resume,
     Wait(u64),
@@ -152,6 +170,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (end(), count()).prop_map(|(e, n)| Step::Read(e, n)),
         1 => end().prop_map(Step::Finish),
         1 => end().prop_map(Step::Fence),
+        1 => end().prop_map(Step::Fail),
         1 => Just(Step::Cut),
         2 => Just(Step::Resume),
         1 => (0_u64..9_000).prop_map(Step::Wait),
@@ -172,6 +191,7 @@ proptest! {
                 Step::Pass(end, count) => pair.pass(end, count),
                 Step::Read(end, count) => pair.read(end, count),
                 Step::Finish(end) => pair.ends[end].finish(),
+                Step::Fail(end) => pair.fail(end),
                 Step::Fence(end) => {
                     pair.cut();
                     pair.ends[end].detach();
