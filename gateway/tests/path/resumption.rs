@@ -1,19 +1,26 @@
 //! Sessions that go on over other connections, and those that must not.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::{Frame, Incoming};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use hyper::{
+    body::{Frame, Incoming},
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::{Notify, mpsc},
+};
 use towline_gateway::tunnels::MAX_SESSIONS;
 use towline_proto::{
     body,
     handshake::{self, Facts, Opened, Opening, Resumption, ResumptionKey},
     jws::KeyPair,
     session::{Handle, Phase},
-    wire,
+    tunnel, wire,
 };
 
 use super::{
@@ -346,6 +353,69 @@ async fn an_answer_ends_with_a_session_that_gets_no_other_connection() {
     }
     handle.fence(1).unwrap();
     bounded(async { while let Some(Ok(_)) = answer.frame().await {} }).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_goes_finishes_what_it_has() {
+    let world = World::start().await;
+    let alice = world.as_user("alice");
+    let (gateway, root) = (
+        world.running.public_address(),
+        world.running.gateway().keys.root(),
+    );
+    let facts = Facts::default();
+    let (_, session) = double::open(gateway, &world.agent_key, root, &membership(), &facts).await;
+    let (tell, mut served) = mpsc::channel(1);
+    let go = Arc::new(Notify::new());
+    let told = Arc::clone(&go);
+    let _agent = double::own(async move {
+        let service = service_fn(move |_: Request<Incoming>| {
+            let (sender, body) = body::channel();
+            let tell = tell.clone();
+            async move {
+                tell.send(sender).await.unwrap();
+                Ok::<_, Infallible>(Response::new(body))
+            }
+        });
+        let serving = tunnel::server().serve_connection(TokioIo::new(session), service);
+        let mut serving = pin!(serving);
+        tokio::select! {
+            _ = serving.as_mut() => return,
+            () = told.notified() => serving.as_mut().graceful_shutdown(),
+        }
+        drop(serving.await);
+    });
+    world.connected(1).await;
+    let mut watch = alice.http1(get("/api/v1/pods?watch=1")).await.into_body();
+    let events = served.recv().await.unwrap();
+    let event = || Bytes::from_static(b"{}\n");
+    events.send(event()).await.unwrap();
+    bounded(watch.frame()).await.unwrap().unwrap();
+
+    go.notify_one();
+    // Until the gateway has heard of it, a request may still be served.
+    loop {
+        let request = alice.http1(get("/api/v1/pods"));
+        tokio::select! {
+            answer = request => {
+                assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+                break;
+            }
+            Some(sender) = served.recv() => sender.finish(),
+        }
+    }
+    world.connected(0).await;
+    events.send(event()).await.unwrap();
+    let heard = bounded(watch.frame()).await.unwrap().unwrap();
+    assert_eq!(heard.into_data().unwrap(), event());
+    // Another agent serves what is new.
+    let other = Agent::start(&world, &Facts::default()).await;
+    said_and_heard(&mut alice.upgrade(exec("/exec")).await).await;
+    drop(other);
+    events.finish();
+    while let Some(frame) = bounded(watch.frame()).await {
+        frame.unwrap();
+    }
 }
 
 #[tokio::test]
