@@ -176,7 +176,7 @@ shown=()
 [ "$tier" != full ] || shown=(-- --show-output)
 step 'whole programs on real clusters' "$([ "$tier" = full ] && echo 90 || echo 30)" \
 	cargo test -p tests --features cluster --locked --no-fail-fast "${shown[@]}" || true
-grep -hE '^[a-z ]+( killed [0-9]+ times,.*|: (before|after) .*)' "$logs"/*-whole-programs-on-real-clusters.log | sed 's/^/run: /' || true
+grep -hE "^[a-z' ]+( killed [0-9]+ times,.*|: (before|after) .*)" "$logs"/*-whole-programs-on-real-clusters.log | sed 's/^/run: /' || true
 # What callers do all day, once more behind what ends TLS in front of a gateway.
 behind=(kubectl exec_cp helm clients http)
 for front in nginx haproxy; do
