@@ -202,17 +202,12 @@ impl Handle {
 
     /// The session gets no other connection: it ends with the one it has, or at once where it has none.
     pub fn retire(&self, reason: &str) {
-        let mut state = self.0.lock();
-        state.retired.get_or_insert_with(|| reason.to_owned());
-        let ends = state.connection.is_none();
-        if ends {
-            state.end(reason);
-        }
-        self.0.tell(&mut state);
-        drop(state);
-        if ends {
-            self.0.wakers.wake_by_ref();
-        }
+        self.change(|state| {
+            state.retired.get_or_insert_with(|| reason.to_owned());
+            if state.connection.is_none() {
+                state.end(reason);
+            }
+        });
     }
 
     /// The number of the connection that carries the session now, or did.
@@ -225,22 +220,22 @@ impl Handle {
     /// # Errors
     /// The session is over, or a newer connection than that was here.
     pub fn fence(&self, generation: u64) -> Result<u64, ResumeError> {
-        let mut state = self.0.lock();
-        if state.over.is_some() || state.retired.is_some() {
-            return Err(ResumeError::Over);
-        }
-        if generation <= state.generation {
-            return Err(ResumeError::Fenced);
-        }
-        state.generation = generation;
-        if state.connection.is_some() {
-            state.lose("another connection takes over");
-        }
-        self.0.tell(&mut state);
-        if state.over.is_some() {
-            return Err(ResumeError::Over);
-        }
-        Ok(state.stream.position())
+        self.change(|state| {
+            if state.over.is_some() || state.retired.is_some() {
+                return Err(ResumeError::Over);
+            }
+            if generation <= state.generation {
+                return Err(ResumeError::Fenced);
+            }
+            state.generation = generation;
+            if state.connection.is_some() {
+                state.lose("another connection takes over");
+            }
+            if state.over.is_some() {
+                return Err(ResumeError::Over);
+            }
+            Ok(state.stream.position())
+        })
     }
 
     /// Goes on over the connection for which [`Handle::fence`] was called; the other end has come to `position`. How
@@ -254,39 +249,36 @@ impl Handle {
         connection: impl Connection,
         position: u64,
     ) -> Result<u64, ResumeError> {
-        let mut state = self.0.lock();
-        if state.over.is_some() {
-            return Err(ResumeError::Over);
-        }
-        if generation != state.generation {
-            return Err(ResumeError::Fenced);
-        }
-        let now = state.now();
-        let attached = state.stream.attach(now, position);
-        match &attached {
-            Ok(_) => {
-                state.connection = Some(Box::new(connection));
-                // Who answered has proved to be the other end.
-                state.hear();
-                state.heard_here = false;
-                state.changed = true;
-                state.reset_timer();
+        self.change(|state| {
+            if state.over.is_some() {
+                return Err(ResumeError::Over);
             }
-            Err(violation) => state.end(&violation.to_string()),
-        }
-        self.0.tell(&mut state);
-        drop(state);
-        self.0.wakers.wake_by_ref();
-        Ok(attached?)
+            if generation != state.generation {
+                return Err(ResumeError::Fenced);
+            }
+            let replayed = state.stream.attach(state.now(), position);
+            let replayed = replayed.inspect_err(|violation| state.end(&violation.to_string()))?;
+            state.connection = Some(Box::new(connection));
+            state.heard_here = false;
+            state.changed = true;
+            state.reset_timer();
+            Ok(replayed)
+        })
     }
 
     /// Ends the session, whose reader and writer are told why.
     pub fn end(&self, reason: &str) {
+        self.change(|state| state.end(reason));
+    }
+
+    /// Changes the session, and tells whoever watches it, reads or writes.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.0.lock();
-        state.end(reason);
+        let outcome = change(&mut state);
         self.0.tell(&mut state);
         drop(state);
         self.0.wakers.wake_by_ref();
+        outcome
     }
 }
 
