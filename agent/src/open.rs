@@ -115,15 +115,11 @@ impl Opener {
                 Ok(Opening::new(&self.key, membership, self.root, facts, now)?)
             })
             .await?;
-        let Switched {
-            chain,
-            proof,
-            connection,
-        } = switched;
-        let opened = opening.finish(self.root, &chain, &proof, clock::unix_now())?;
+        let (chain, proof) = (&switched.chain, &switched.proof);
+        let opened = opening.finish(self.root, chain, proof, clock::unix_now())?;
         self.set_offset(opened.time);
         tracing::info!(session = opened.session, carrier = ?*lock(&self.carrier), "session open");
-        let session = Session::new(opened.session.clone(), connection);
+        let session = Session::new(opened.session.clone(), switched.connection);
         Ok((opened, session))
     }
 
@@ -138,40 +134,27 @@ impl Opener {
         key: &ResumptionKey,
         clock: &GatewayClock,
     ) -> Result<u64, OpenError> {
-        let resumption = || {
-            let generation = handle.generation() + 1;
-            Ok::<_, ResumeError>(Resumption {
-                session: handle.id(),
-                key,
-                generation,
-                position: handle.fence(generation)?,
-            })
-        };
         let (opening, switched) = self
             .dial(|now| {
                 let membership = self.membership.clone();
-                let asked = resumption()?;
+                let generation = handle.generation() + 1;
+                let asked = Resumption {
+                    session: handle.id(),
+                    key,
+                    generation,
+                    position: handle.fence(generation)?,
+                };
                 Ok(Opening::resume(
                     &self.key, membership, self.root, facts, now, &asked,
                 )?)
             })
             .await?;
-        let Switched {
-            chain,
-            proof,
-            connection,
-        } = switched;
-        let (position, time) = opening.resumed(
-            handle.id(),
-            key,
-            self.root,
-            &chain,
-            &proof,
-            clock::unix_now(),
-        )?;
+        let (chain, proof) = (&switched.chain, &switched.proof);
+        let (position, time) =
+            opening.resumed(handle.id(), key, self.root, chain, proof, clock::unix_now())?;
         self.set_offset(time);
         clock.set(time);
-        Ok(handle.attach(handle.generation(), connection, position)?)
+        Ok(handle.attach(handle.generation(), switched.connection, position)?)
     }
 
     /// A connection on which the gateway has answered a hello: with the carrier that passed last, else with the other.

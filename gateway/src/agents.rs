@@ -214,14 +214,13 @@ async fn accept(
             .session(&hello.membership, &resume.session)
             .filter(|tunnel| *tunnel.agent() == enrolled)
             .ok_or_else(gone)?;
-        handshake::verify_resume(&hello, resume, tunnel.resumption())
-            .map_err(Refused::Handshake)?;
+        let key = tunnel.resumption();
+        handshake::verify_resume(&hello, resume, key).map_err(Refused::Handshake)?;
         // From here on nothing arrives over the connection before, so the position holds.
         let ours = tunnel
             .handle()
             .fence(resume.generation)
             .map_err(|_| gone())?;
-        let key = tunnel.resumption();
         let proof = handshake::resume(
             &signing,
             &statement,
