@@ -1,6 +1,6 @@
 //! Sessions that go on over other connections, and those that must not.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -310,8 +310,15 @@ async fn a_membership_has_room_for_so_many_sessions() {
     // For a moment it is about to go on.
     let (status, _) = double::switch(gateway, hello().hello()).await.unwrap_err();
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
-    agents.push(Agent::start(&world, &Facts::default()).await);
+    let accepted = async {
+        loop {
+            match double::switch(gateway, hello().hello()).await {
+                Ok((_, connection)) => return connection,
+                Err((status, _)) => assert_eq!(status, StatusCode::TOO_MANY_REQUESTS),
+            }
+        }
+    };
+    let _connection = bounded(accepted).await;
     let refused = agents[7].resume(&world).await.unwrap_err();
     assert_eq!(refused.0, StatusCode::GONE);
 }
@@ -319,13 +326,7 @@ async fn a_membership_has_room_for_so_many_sessions() {
 /// An answer that is no watch and no upgrade, of which there is no end.
 async fn endless(_: Request<Incoming>) -> Answer {
     let chunk = Bytes::from_static(&[b'x'; 1_000]);
-    let frames = futures_util::stream::unfold((), move |()| {
-        let chunk = chunk.clone();
-        async move {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            Some((Ok(Frame::data(chunk)), ()))
-        }
-    });
+    let frames = futures_util::stream::repeat_with(move || Ok(Frame::data(chunk.clone())));
     Response::new(StreamBody::new(frames).boxed_unsync())
 }
 
