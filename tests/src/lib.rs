@@ -19,6 +19,7 @@ pub mod apiserver;
 pub mod certificate;
 pub mod cluster;
 pub mod command;
+pub mod file;
 pub mod front;
 pub mod gateway;
 mod group;

@@ -94,6 +94,19 @@ impl Program {
         )
     }
 
+    /// The local port that a running `kubectl port-forward` has chosen.
+    ///
+    /// # Panics
+    /// It names none.
+    #[track_caller]
+    pub fn forwarded_port(&mut self, bound: Duration) -> u16 {
+        const BEGINS: &str = "Forwarding from 127.0.0.1:";
+        let line = self.line("the local port", bound, |line| line.starts_with(BEGINS));
+        let port = line.trim_start_matches(BEGINS).split(' ').next();
+        port.and_then(|port| port.parse().ok())
+            .unwrap_or_else(|| panic!("no port in {line:?}"))
+    }
+
     /// Waits for a line on standard error.
     ///
     /// # Panics

@@ -9,13 +9,14 @@
 
 use std::{
     fs::{self, File},
-    io::{Read as _, Write as _},
-    path::Path,
+    io::Read as _,
     time::Duration,
 };
 
 use tests::{
-    Cmd, place,
+    Cmd,
+    file::{checksum, random_file},
+    place,
     pty::Terminal,
     shared,
     user::{Kubectl, Protocol},
@@ -204,20 +205,4 @@ fn random(length: usize) -> Vec<u8> {
         .read_exact(&mut bytes)
         .unwrap();
     bytes
-}
-
-/// Bytes that don't repeat within what any buffer holds.
-fn random_file(path: &Path, size: u64) {
-    let mut source = File::open("/dev/urandom").unwrap().take(size);
-    let mut file = File::create(path).unwrap();
-    assert_eq!(std::io::copy(&mut source, &mut file).unwrap(), size);
-    file.flush().unwrap();
-}
-
-fn checksum(path: &Path) -> String {
-    let said = Cmd::new("sha256sum")
-        .arg(path)
-        .limit(Duration::from_secs(120))
-        .ok();
-    said.split_whitespace().next().unwrap().to_owned()
 }

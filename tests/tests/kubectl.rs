@@ -333,16 +333,7 @@ fn port_forward(kubectl: Kubectl, protocol: Protocol, words: &str) -> (Program, 
             .admin
             .kubectl_of(kubectl, protocol, &format!("port-forward {words}"));
     let mut forward = command.start("port-forward");
-    let line = forward.line("the local port", PATIENCE, |line| {
-        line.starts_with("Forwarding from 127.0.0.1:")
-    });
-    let port = line
-        .trim_start_matches("Forwarding from 127.0.0.1:")
-        .split(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let port = forward.forwarded_port(PATIENCE);
     (forward, port)
 }
 

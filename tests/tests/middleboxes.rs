@@ -241,16 +241,7 @@ fn cp_works(user: &User, protocol: Protocol, name: &str, size: u64) {
 fn port_forward_works(user: &User, protocol: Protocol) {
     let forward = user.kubectl_of(Kubectl::Current, protocol, "port-forward server :7000");
     let mut forward = forward.start("port-forward");
-    let line = forward.line("the local port", PATIENCE, |line| {
-        line.starts_with("Forwarding from 127.0.0.1:")
-    });
-    let port: u16 = line
-        .trim_start_matches("Forwarding from 127.0.0.1:")
-        .split(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let port = forward.forwarded_port(PATIENCE);
     std::thread::scope(|scope| {
         for n in 0..16_u8 {
             scope.spawn(move || {

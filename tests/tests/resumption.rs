@@ -9,10 +9,9 @@
 )]
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{Read as _, Write as _},
     net::TcpStream,
-    path::Path,
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
@@ -22,7 +21,9 @@ use std::{
 };
 
 use tests::{
-    Agent, Cluster, Cmd, Program, Stopwatch, World, place,
+    Agent, Cluster, Program, Stopwatch, World,
+    file::{checksum, random_file},
+    place,
     pty::Terminal,
     wait_until,
     world::{POD, run_server},
@@ -268,16 +269,7 @@ impl Forward {
     fn start(site: &Site) -> Self {
         let command = site.world.admin.kubectl("port-forward pod/server :7000");
         let mut program = command.start("resumption-forward");
-        let line = program.line("the local port", PATIENCE, |line| {
-            line.starts_with("Forwarding from 127.0.0.1:")
-        });
-        let port = line
-            .trim_start_matches("Forwarding from 127.0.0.1:")
-            .split(' ')
-            .next()
-            .unwrap()
-            .parse::<u16>()
-            .unwrap();
+        let port = program.forwarded_port(PATIENCE);
         let connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
         connection.set_read_timeout(Some(PATIENCE)).unwrap();
         Self {
@@ -301,16 +293,4 @@ impl Forward {
         }
         count
     }
-}
-
-/// Bytes that don't repeat within what any buffer holds.
-fn random_file(path: &Path, size: u64) {
-    let mut source = File::open("/dev/urandom").unwrap().take(size);
-    let mut file = File::create(path).unwrap();
-    assert_eq!(std::io::copy(&mut source, &mut file).unwrap(), size);
-}
-
-fn checksum(path: &Path) -> String {
-    let said = Cmd::new("sha256sum").arg(path).limit(COPY).ok();
-    said.split_whitespace().next().unwrap().to_owned()
 }
