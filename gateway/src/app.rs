@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use towline_proto::handshake::NoRandomness;
 
 use crate::{
     admin,
@@ -20,6 +21,7 @@ use crate::{
     live::Live,
     login,
     quota::Quotas,
+    replicas::Replicas,
     server,
     slow::SlowReaders,
     store::{Store, StoreError},
@@ -44,6 +46,8 @@ pub struct Gateway {
     pub people: Arc<People>,
     /// Issuers of workloads.
     pub workloads: Workloads,
+    /// The gateway's running copies.
+    pub replicas: Replicas,
     /// Agents' sessions.
     pub tunnels: Tunnels,
     /// What is in use.
@@ -103,6 +107,9 @@ pub enum StartError {
     /// The database.
     #[error("the database can't be used")]
     Store(#[source] StoreError),
+    /// No name for this replica.
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
 }
 
 /// A gateway that runs.
@@ -164,6 +171,7 @@ impl Gateway {
             keys,
             store,
             people,
+            replicas: Replicas::new()?,
             tunnels: Tunnels::default(),
             hellos: SeenHellos::default(),
             requests: admin::Requests::default(),

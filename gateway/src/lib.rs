@@ -43,6 +43,7 @@ pub mod keys;
 pub mod live;
 pub mod login;
 pub mod quota;
+pub mod replicas;
 pub mod request;
 pub mod server;
 pub mod slow;
