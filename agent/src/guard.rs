@@ -38,6 +38,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
 use towline_proto::{
     assertion::{Grant, InvalidNested, Nested, Refused, ReplayWindow, Sealed},
     handshake::Opened,
+    keys::Chains,
     names::Membership,
     wire::{self, Refusal},
 };
@@ -152,6 +153,8 @@ pub struct Guard {
     end_to_end: Option<Arc<EndToEnd>>,
     replay: Mutex<ReplayWindow>,
     grants: Mutex<Grants>,
+    /// Of other replicas, and of keys that are newer than the session.
+    chains: Chains,
 }
 
 impl Guard {
@@ -164,6 +167,7 @@ impl Guard {
     ) -> Self {
         Self {
             clock: GatewayClock::new(session.time),
+            chains: Chains::new(session.root),
             session,
             cluster: membership.id.as_str().into(),
             membership,
@@ -263,26 +267,26 @@ impl Guard {
         self.session.key.verify(&sealed, sequence, mac)?;
         // Only a number whose MAC holds may move the window.
         lock(&self.replay).accept(sequence)?;
-        let grant = self.grant(statement)?;
+        let grant = self.grant(statement, maybe(headers, wire::GRANT_CHAIN)?)?;
         Ok((grant, request_id.to_owned()))
     }
 
-    fn grant(&self, statement: &str) -> Result<Arc<Grant>, Refused> {
+    fn grant(&self, statement: &str, chain: Option<&str>) -> Result<Arc<Grant>, Refused> {
         let now = self.clock.now();
         if let Some(grant) = lock(&self.grants).get(statement) {
             grant.check_time(now)?;
             return Ok(grant);
         }
-        let Opened {
-            session, grants, ..
-        } = &self.session;
-        let grant = Arc::new(Grant::verify(
-            statement,
-            *grants,
-            &self.membership,
-            session,
-            now,
-        )?);
+        let signed_by = match chain {
+            Some(chain) => self
+                .chains
+                .signing_key(chain, now)
+                .map_err(Refused::Chain)?,
+            None => self.session.grants,
+        };
+        let session = &self.session.session;
+        let grant = Grant::verify(statement, signed_by, &self.membership, session, now)?;
+        let grant = Arc::new(grant);
         lock(&self.grants).insert(statement, Arc::clone(&grant), now);
         Ok(grant)
     }

@@ -244,7 +244,7 @@ async fn accept(
         let proof = accepted.proof.clone();
         let beginning = Beginning {
             accepted,
-            signing,
+            signing: signing.public(),
             hello,
             agent: enrolled,
         };

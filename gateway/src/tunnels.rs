@@ -9,32 +9,29 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, Uri};
-use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
+use http::{HeaderValue, Response};
 use hyper::{body::Incoming, client::conn::http2::SendRequest};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use towline_proto::{
-    assertion::{GRANT_SECONDS, Grant, Nested, Sealed, SessionKey},
-    body::{self, Aborted},
-    end_to_end::Proof,
+    assertion::SessionKey,
+    body,
     handshake::{Accepted, Hello, ResumptionKey},
-    jws::{KeyPair, PublicKey},
+    jws::PublicKey,
     names::Membership,
     session::Handle,
-    tunnel, wire,
+    tunnel,
 };
 
-use crate::{
-    assert::{self, Outbound},
-    authn::Identity,
-    clock::Clock,
-    error::Refused,
-    quota::Lease,
-};
+use crate::{assert::Outbound, error::Refused, quota::Lease};
+use message::{Answered, Message};
 use shares::{Place, Shares};
 
+pub(crate) use grants::{Granted, Grants};
+pub use message::RequestBody;
+
+mod grants;
+mod message;
 mod shares;
 
 /// How long a request waits for an agent that was here a moment ago.
@@ -49,9 +46,6 @@ pub const MAX_SESSIONS: usize = 32;
 /// How long a session has to be without a connection before another may take its place.
 const ABANDONED: Duration = Duration::from_secs(1);
 
-/// What travels in a request's body.
-pub type RequestBody = UnsyncBoxBody<Bytes, Aborted>;
-
 /// One live session of a membership.
 #[derive(Debug)]
 pub struct Tunnel {
@@ -63,20 +57,11 @@ pub struct Tunnel {
     process: String,
     resumption: ResumptionKey,
     key: SessionKey,
-    signing: Arc<KeyPair>,
-    clock: Clock,
+    grants: Grants,
     requests: SendRequest<RequestBody>,
     shares: Shares,
-    grants: Mutex<HashMap<String, CachedGrant>>,
     draining: AtomicBool,
     closed: CancellationToken,
-}
-
-#[derive(Debug)]
-struct CachedGrant {
-    identity: Arc<Identity>,
-    statement: HeaderValue,
-    exp: u64,
 }
 
 /// A request that is on its way, or the answer to it, with what it holds.
@@ -108,12 +93,11 @@ impl Held {
 
 impl Tunnel {
     /// A tunnel over an HTTP/2 connection that was just made on a session.
-    pub fn new(
+    pub(crate) fn new(
         hello: &Hello,
         accepted: Accepted,
         agent: PublicKey,
-        signing: Arc<KeyPair>,
-        clock: Clock,
+        grants: Grants,
         handle: Handle,
         requests: SendRequest<RequestBody>,
     ) -> Self {
@@ -125,11 +109,9 @@ impl Tunnel {
             process: hello.process.clone(),
             resumption: accepted.resumption,
             key: accepted.key,
-            signing,
-            clock,
+            grants,
             requests,
             shares: Shares::new(tunnel::MAX_STREAMS),
-            grants: Mutex::default(),
             draining: AtomicBool::new(false),
             closed: CancellationToken::new(),
         }
@@ -180,80 +162,12 @@ impl Tunnel {
     /// # Errors
     /// The session is over, or it is full.
     pub async fn send(&self, outbound: Outbound) -> Result<Sent, Refused> {
-        let place = self
-            .shares
-            .take(&outbound.lease().permit().identity().principal)?;
-        let request_id = outbound.request_id().to_owned();
-        let grant = self.grant(outbound.lease().permit().identity())?;
-        let nested = outbound.nested().map(Nested::to_header);
-        let proof = outbound.proof().map(Proof::to_header);
-        let (lease, method, mut headers, caller) = outbound.into_parts();
-        let fault = caller.fault();
-        let target = lease.permit().target();
-        let upgrade = assert::upgrade(&target.kind).cloned();
-
-        let sealed = Sealed {
-            grant: grant.to_str().unwrap_or_default(),
-            request_id: &request_id,
-            method: method.as_str(),
-            upgrade: upgrade.as_deref().unwrap_or_default(),
-            path: &target.path,
-            nested: nested.as_deref().unwrap_or_default(),
-        };
-        let (sequence, mac) = self.key.seal(&sealed);
-        for (name, value) in [
-            (wire::REQUEST_ID, &request_id),
-            (wire::MAC, &mac),
-            (wire::SEQUENCE, &sequence.to_string()),
-        ] {
-            headers.insert(name, text(value)?);
-        }
-        headers.insert(wire::GRANT, grant);
-        if let Some(proof) = &proof {
-            headers.insert(wire::PROOF, text(proof)?);
-        }
-        if let Some(nested) = &nested {
-            headers.insert(wire::NESTED, text(nested)?);
-        }
-
-        let (body, outgoing, method) = match &upgrade {
-            Some(protocol) => {
-                headers.insert(wire::UPGRADE, text(protocol)?);
-                headers.insert(wire::METHOD, text(method.as_str())?);
-                headers.remove(http::header::CONTENT_LENGTH);
-                let (outgoing, channel) = body::channel();
-                (channel.boxed_unsync(), Some(outgoing), Method::POST)
-            }
-            None if caller.is_empty() => (
-                http_body_util::Empty::new()
-                    .map_err(|never| match never {})
-                    .boxed_unsync(),
-                None,
-                method,
-            ),
-            None => (caller.boxed_unsync(), None, method),
-        };
-        let uri = Uri::builder()
-            .scheme("https")
-            .authority("towline.invalid")
-            .path_and_query(target.path.as_str())
-            .build()
-            .map_err(|error| Refused::Path(error.to_string()))?;
-        let mut request = Request::new(body);
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers;
-
-        let response = tokio::select! {
-            // A lost session is the better reason than the error that it causes.
-            biased;
-            () = self.closed.cancelled() => return Err(Refused::AgentLost),
-            response = self.requests.clone().send_request(request) => response.map_err(|error| {
-                tracing::debug!(error = &error as &dyn std::error::Error, "no answer from the agent");
-                // A caller whose body was refused is told that, and not to try again.
-                fault.get().map_or(Refused::AgentLost, |fault| Refused::Header(fault.clone()))
-            })?,
-        };
+        let identity = outbound.lease().permit().identity();
+        let place = self.shares.take(&identity.principal)?;
+        let granted = self.grants.of(identity)?;
+        let (mut message, lease) = Message::new(outbound, granted)?;
+        message.seal(&self.key)?;
+        let Answered { response, outgoing } = message.send(&self.requests, &self.closed).await?;
         Ok(Sent {
             response,
             outgoing,
@@ -263,42 +177,6 @@ impl Tunnel {
                 closed: self.closed.clone(),
             },
         })
-    }
-
-    /// A grant for this identity, signed anew only when the last one is past half its time.
-    fn grant(&self, identity: &Arc<Identity>) -> Result<HeaderValue, Refused> {
-        let now = self.clock.unix();
-        let principal = identity.principal.to_string();
-        let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cached) = grants.get(&principal)
-            && cached.exp > now + GRANT_SECONDS / 2
-            && cached.identity == *identity
-        {
-            return Ok(cached.statement.clone());
-        }
-        grants.retain(|_, cached| cached.exp > now);
-        let exp = now + GRANT_SECONDS;
-        let grant = Grant {
-            membership: self.membership.clone(),
-            session: self.handle.id().to_owned(),
-            principal: principal.clone(),
-            user: identity.user.clone(),
-            uid: identity.uid.clone(),
-            groups: identity.groups.clone(),
-            extra: identity.extra.clone(),
-            iat: now,
-            exp,
-        };
-        let statement = text(&grant.sign(&self.signing))?;
-        grants.insert(
-            principal,
-            CachedGrant {
-                identity: Arc::clone(identity),
-                statement: statement.clone(),
-                exp,
-            },
-        );
-        Ok(statement)
     }
 }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     jws::{InvalidStatement, KeyPair, Kind, PublicKey},
+    keys::InvalidChain,
     names::Membership,
 };
 
@@ -116,9 +117,12 @@ pub enum Refused {
     /// A header of the assertion is missing or malformed.
     #[error("the request carries no valid {0} header")]
     Missing(&'static str),
-    /// The grant is not signed by this session's gateway.
+    /// The grant is not signed by this session's gateway, nor by the replica whose chain came with it.
     #[error("the grant is not signed by the gateway of this session")]
     Signature(#[source] InvalidStatement),
+    /// The chain that came with the grant doesn't hold.
+    #[error("the grant's key chain does not hold")]
+    Chain(#[source] InvalidChain),
     /// The grant is for another cluster.
     #[error("the grant is for {0}")]
     Membership(Membership),

@@ -311,8 +311,10 @@ pub struct Opening {
 pub struct Opened {
     /// Its id.
     pub session: String,
-    /// The key that the gateway signs grants with.
+    /// The key that the gateway signs grants with, where they don't come with a chain to another.
     pub grants: PublicKey,
+    /// The root that such a chain has to begin at.
+    pub root: PublicKey,
     /// Checks the MAC of each request.
     pub key: SessionKey,
     /// Goes on with the session on another connection.
@@ -451,6 +453,7 @@ impl Opening {
         Ok(Opened {
             session: claims.session,
             grants,
+            root,
             key,
             resumption: Arc::new(resumption),
             grace: Duration::from_secs(claims.grace),

@@ -6,6 +6,8 @@
 //! Consequence: the root can be offline, a stolen signing key is worth a day, and an agent that slept
 //! through any number of rotations follows the chain it is shown.
 
+use std::sync::{Mutex, PoisonError};
+
 use serde::{Deserialize, Serialize};
 
 use crate::jws::{InvalidStatement, KeyPair, Kind, PublicKey};
@@ -157,6 +159,46 @@ impl Chain {
     }
 }
 
+/// How many chains that hold are remembered: a few replicas, and each one's key before this.
+const KNOWN: usize = 16;
+
+/// Chains that were verified: two signatures cost more than the rest of a small request.
+#[derive(Debug)]
+pub struct Chains {
+    root: PublicKey,
+    known: Mutex<Vec<(String, PublicKey, u64)>>,
+}
+
+impl Chains {
+    /// None yet, below this root.
+    pub const fn new(root: PublicKey) -> Self {
+        Self {
+            root,
+            known: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The signing key at the end of a chain as a header carries it, if the chain holds at `now` (Unix seconds).
+    ///
+    /// # Errors
+    /// See [`InvalidChain`].
+    pub fn signing_key(&self, header: &str, now: u64) -> Result<PublicKey, InvalidChain> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(_, _, expires)| now < *expires);
+        if let Some((_, key, _)) = known.iter().find(|(chain, ..)| chain == header) {
+            return Ok(*key);
+        }
+        let chain = Chain::from_header(header)?;
+        let (issuing, ends) = certified(self.root, &chain.issuing, Use::Issuing, now)?;
+        let (key, expires) = certified(issuing, &chain.signing, Use::Signing, now)?;
+        if known.len() >= KNOWN {
+            known.remove(0);
+        }
+        known.push((header.to_owned(), key, expires.min(ends)));
+        Ok(key)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,6 +244,32 @@ mod tests {
             })
         ));
         assert!(matches!(at(NOW - 61), Err(InvalidChain::Time { .. })));
+    }
+
+    #[test]
+    fn what_is_remembered_ends_with_the_chain_and_is_bounded() {
+        let (root, signing, chain) = chain();
+        let chains = Chains::new(root.public());
+        let header = chain.to_header();
+        for _ in 0..2 {
+            assert_eq!(chains.signing_key(&header, NOW).unwrap(), signing.public());
+        }
+        assert!(
+            chains
+                .signing_key(&header, NOW + SIGNING_SECONDS + 60)
+                .is_err()
+        );
+        let issuing = KeyPair::generate().unwrap();
+        let certificate = certify(&root, issuing.public(), Use::Issuing, NOW);
+        for _ in 0..2 * KNOWN {
+            let signing = KeyPair::generate().unwrap().public();
+            let below = certify(&issuing, signing, Use::Signing, NOW);
+            let header = Chain::new(certificate.clone(), below).to_header();
+            assert_eq!(chains.signing_key(&header, NOW).unwrap(), signing);
+            assert!(chains.known.lock().unwrap().len() <= KNOWN);
+        }
+        let stranger = Chains::new(KeyPair::generate().unwrap().public());
+        assert!(stranger.signing_key(&header, NOW).is_err());
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub const PREFIX: &str = "towline-";
 
 /// The signed grant (`assertion::Grant`).
 pub const GRANT: &str = "towline-grant";
+/// The certificates from the root to the key that signed the grant (`keys::Chain`), where that isn't the key that signed
+/// the session's proof: another replica's, or a newer one.
+pub const GRANT_CHAIN: &str = "towline-grant-chain";
 /// The request's id, as the caller was told it.
 pub const REQUEST_ID: &str = "towline-request-id";
 /// The request's number within the session, in decimal.

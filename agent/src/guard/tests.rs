@@ -15,6 +15,7 @@ const NOW: u64 = 1_800_000_000;
 
 /// A gateway's end of a session, and the guard at the other.
 pub(super) struct Pair {
+    root: KeyPair,
     signing: KeyPair,
     key: SessionKey,
     session: String,
@@ -47,6 +48,7 @@ impl Pair {
             .unwrap();
         let allowed = AllowedSystem(allowed.iter().map(|name| (*name).to_owned()).collect());
         Self {
+            root,
             signing,
             key: accepted.key,
             session: accepted.session,
@@ -69,7 +71,11 @@ impl Pair {
     }
 
     pub(super) fn sealed(&self, grant: &Grant, path: &str) -> http::request::Builder {
-        let grant = grant.sign(&self.signing);
+        self.sealed_by(&self.signing, grant, path)
+    }
+
+    fn sealed_by(&self, signing: &KeyPair, grant: &Grant, path: &str) -> http::request::Builder {
+        let grant = grant.sign(signing);
         let sealed = Sealed {
             grant: &grant,
             request_id: "r-1",
@@ -150,6 +156,42 @@ fn the_complete_set_of_headers_that_goes_upstream() {
             "user-agent: kubectl/v1",
         ]
     );
+}
+
+#[test]
+fn another_replicas_grant_holds_with_its_chain_alone() {
+    let pair = pair(&[]);
+    let [issuing, signing, stranger] = [0; 3].map(|_| KeyPair::generate().unwrap());
+    let below = |root: &KeyPair| {
+        let chain = Chain::new(
+            keys::certify(root, issuing.public(), Use::Issuing, NOW),
+            keys::certify(&issuing, signing.public(), Use::Signing, NOW),
+        );
+        chain.to_header()
+    };
+    let asked = |by: &KeyPair, chain: Option<String>| {
+        let mut request = pair.sealed_by(by, &pair.grant(), "/api");
+        if let Some(chain) = chain {
+            request = request.header(wire::GRANT_CHAIN, chain);
+        }
+        pair.admit(request)
+    };
+    let refused = |by, chain| match asked(by, chain) {
+        Err(Denied::Assertion(refused)) => refused,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(refused(&signing, None), Refused::Signature(_)));
+    let ours = below(&pair.root);
+    assert!(matches!(
+        refused(&stranger, Some(ours.clone())),
+        Refused::Signature(_)
+    ));
+    assert!(matches!(
+        refused(&signing, Some(below(&stranger))),
+        Refused::Chain(_)
+    ));
+    asked(&signing, Some(ours)).unwrap();
+    asked(&pair.signing, None).unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 use towline_proto::{
     handshake::{Accepted, Hello},
-    jws::{KeyPair, PublicKey},
+    jws::PublicKey,
     session::{Connection, Phase, Session},
     tunnel,
     websocket::{End, WebSocketConnection},
@@ -16,7 +16,7 @@ use towline_proto::{
 use super::{Carrier, Resumption};
 use crate::{
     app::Gateway,
-    tunnels::{RequestBody, Tunnel},
+    tunnels::{Grants, RequestBody, Tunnel},
 };
 
 /// How long an agent has from the 101 to HTTP/2, and a connection from the 101 to its first byte.
@@ -44,7 +44,8 @@ impl Upgraded {
 /// What was agreed on for a new session.
 pub(super) struct Beginning {
     pub(super) accepted: Accepted,
-    pub(super) signing: Arc<KeyPair>,
+    /// What signed the proof.
+    pub(super) signing: PublicKey,
     pub(super) hello: Hello,
     /// The key that is enrolled for the membership.
     pub(super) agent: PublicKey,
@@ -87,8 +88,14 @@ pub(super) async fn run(
             return;
         }
     };
-    let clock = gateway.clock.clone();
-    let tunnel = Tunnel::new(&hello, accepted, agent, signing, clock, handle, requests);
+    let grants = Grants::new(
+        membership.clone(),
+        id.clone(),
+        Some(signing),
+        Arc::clone(&gateway.keys),
+        gateway.clock.clone(),
+    );
+    let tunnel = Tunnel::new(&hello, accepted, agent, grants, handle, requests);
     let tunnel = Arc::new(tunnel);
     let closed = tunnel.closed().clone();
     let registered = gateway.tunnels.register(Arc::clone(&tunnel));

@@ -1,0 +1,159 @@
+//! A request as it travels: the caller's method, path, headers and body, with the grant beside them (see `wire`).
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::{BodyExt as _, Empty, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, client::conn::http2::SendRequest};
+use tokio_util::sync::CancellationToken;
+use towline_proto::{
+    assertion::{Nested, Sealed, SessionKey},
+    body::{self, Aborted},
+    end_to_end::Proof,
+    wire,
+};
+
+use super::{Granted, text};
+use crate::{
+    assert::{self, Fault, Outbound},
+    error::Refused,
+    quota::Lease,
+};
+
+/// What travels in a request's body.
+pub type RequestBody = UnsyncBoxBody<Bytes, Aborted>;
+
+/// A request with its grant, not sealed yet: the seal is of the session's own two ends.
+#[derive(Debug)]
+pub(crate) struct Message {
+    request: Request<RequestBody>,
+    /// What is written into the body, for an upgrade.
+    outgoing: Option<body::Sender>,
+    fault: Fault,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) response: Response<Incoming>,
+    pub(super) outgoing: Option<body::Sender>,
+}
+
+impl Message {
+    /// An authorized request under a grant for its caller.
+    ///
+    /// # Errors
+    /// 400 for what can't be said in HTTP.
+    pub(super) fn new(outbound: Outbound, granted: Granted) -> Result<(Self, Lease), Refused> {
+        let request_id = text(outbound.request_id())?;
+        let nested = outbound.nested().map(Nested::to_header);
+        let proof = outbound.proof().map(Proof::to_header);
+        let (lease, method, mut headers, caller) = outbound.into_parts();
+        let fault = caller.fault();
+        let target = lease.permit().target();
+        headers.insert(wire::REQUEST_ID, request_id);
+        headers.insert(wire::GRANT, granted.statement);
+        if let Some(chain) = granted.chain {
+            headers.insert(wire::GRANT_CHAIN, chain);
+        }
+        if let Some(proof) = &proof {
+            headers.insert(wire::PROOF, text(proof)?);
+        }
+        if let Some(nested) = &nested {
+            headers.insert(wire::NESTED, text(nested)?);
+        }
+        let (body, outgoing, method) = match assert::upgrade(&target.kind) {
+            Some(protocol) => {
+                headers.insert(wire::UPGRADE, text(protocol)?);
+                headers.insert(wire::METHOD, text(method.as_str())?);
+                headers.remove(http::header::CONTENT_LENGTH);
+                let (outgoing, channel) = body::channel();
+                (channel.boxed_unsync(), Some(outgoing), Method::POST)
+            }
+            None if caller.is_empty() => (
+                Empty::new().map_err(|never| match never {}).boxed_unsync(),
+                None,
+                method,
+            ),
+            None => (caller.boxed_unsync(), None, method),
+        };
+        let uri = Uri::builder()
+            .scheme("https")
+            .authority("towline.invalid")
+            .path_and_query(target.path.as_str())
+            .build()
+            .map_err(|error| Refused::Path(error.to_string()))?;
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        let message = Self {
+            request,
+            outgoing,
+            fault,
+        };
+        Ok((message, lease))
+    }
+
+    /// Seals it for one session, once.
+    ///
+    /// # Errors
+    /// 400 for what can't be said in HTTP.
+    pub(super) fn seal(&mut self, key: &SessionKey) -> Result<(), Refused> {
+        let headers = self.request.headers();
+        let sealed = Sealed {
+            grant: said(headers, wire::GRANT),
+            request_id: said(headers, wire::REQUEST_ID),
+            method: match said(headers, wire::METHOD) {
+                "" => self.request.method().as_str(),
+                method => method,
+            },
+            upgrade: said(headers, wire::UPGRADE),
+            path: self
+                .request
+                .uri()
+                .path_and_query()
+                .map_or("", |path| path.as_str()),
+            nested: said(headers, wire::NESTED),
+        };
+        let (sequence, mac) = key.seal(&sealed);
+        let headers = self.request.headers_mut();
+        headers.insert(wire::MAC, text(&mac)?);
+        headers.insert(wire::SEQUENCE, HeaderValue::from(sequence));
+        Ok(())
+    }
+
+    /// Sends it and waits for the answer's head.
+    ///
+    /// # Errors
+    /// What is at the other end is gone.
+    pub(super) async fn send(
+        self,
+        requests: &SendRequest<RequestBody>,
+        closed: &CancellationToken,
+    ) -> Result<Answered, Refused> {
+        let Self {
+            request,
+            outgoing,
+            fault,
+        } = self;
+        let response = tokio::select! {
+            // A lost session is the better reason than the error that it causes.
+            biased;
+            () = closed.cancelled() => return Err(Refused::AgentLost),
+            response = requests.clone().send_request(request) => response.map_err(|error| {
+                tracing::debug!(error = &error as &dyn std::error::Error, "no answer through the tunnel");
+                // A caller whose body was refused is told that, and not to try again.
+                fault.get().map_or(Refused::AgentLost, |fault| Refused::Header(fault.clone()))
+            })?,
+        };
+        Ok(Answered { response, outgoing })
+    }
+}
+
+/// A header of our own; empty where there is none.
+fn said<'a>(headers: &'a HeaderMap, name: &'static str) -> &'a str {
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+}
