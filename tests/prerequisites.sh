@@ -55,6 +55,7 @@ tests    haproxy                      haproxy
 tests    squid                        squid
 tests    tinyproxy                    tinyproxy
 tests    faketime                     faketime
+tests    postgresql                   /usr/lib/postgresql/*/bin/postgres|/usr/local/pgsql/bin/postgres
 tests    python3-venv                 /usr/lib/python3*/ensurepip/__init__.py
 tests    openssl                      openssl
 tests    curl                         curl

@@ -1,12 +1,12 @@
--- Times are Unix seconds. No secret stands here that could be used as it is: passwords are argon2id
--- hashes, tokens and codes SHA-256 hashes of random values.
+-- For SQLite and PostgreSQL alike. Times are Unix seconds; what is yes or no is 1 or 0. No secret stands here that
+-- could be used as it is: passwords are argon2id hashes, tokens and codes SHA-256 hashes of random values.
 
 CREATE TABLE users (
-    name     TEXT    NOT NULL PRIMARY KEY,
+    name     TEXT     NOT NULL PRIMARY KEY,
     password TEXT,
-    disabled BOOLEAN NOT NULL,
-    operator BOOLEAN NOT NULL,
-    created  BIGINT  NOT NULL
+    disabled SMALLINT NOT NULL,
+    operator SMALLINT NOT NULL,
+    created  BIGINT   NOT NULL
 );
 
 CREATE TABLE user_groups (
@@ -52,31 +52,24 @@ CREATE INDEX refresh_families_user ON refresh_families (user_name);
 
 CREATE TABLE projects (
     name    TEXT   NOT NULL PRIMARY KEY,
-    etag    TEXT   NOT NULL,
     created BIGINT NOT NULL
 );
 
-CREATE TABLE bindings (
-    project  TEXT    NOT NULL REFERENCES projects (name) ON DELETE CASCADE,
-    role     TEXT    NOT NULL,
-    member   TEXT    NOT NULL,
-    position INTEGER NOT NULL,
-    PRIMARY KEY (project, role, member)
-);
-
 CREATE TABLE memberships (
-    project            TEXT    NOT NULL REFERENCES projects (name),
-    location           TEXT    NOT NULL,
-    name               TEXT    NOT NULL,
+    project            TEXT     NOT NULL REFERENCES projects (name),
+    location           TEXT     NOT NULL,
+    name               TEXT     NOT NULL,
     public_key         TEXT,
     -- Whether an agent has connected with this key; from then on it can't be redeemed again.
-    key_used           BOOLEAN NOT NULL,
-    external_id        TEXT    NOT NULL,
-    kubernetes_version TEXT    NOT NULL,
-    agent_version      TEXT    NOT NULL,
+    key_used           SMALLINT NOT NULL,
+    external_id        TEXT     NOT NULL,
+    kubernetes_version TEXT     NOT NULL,
+    agent_version      TEXT     NOT NULL,
     connected_since    BIGINT,
     disconnected_since BIGINT,
-    created            BIGINT  NOT NULL,
+    -- JSON: {"env": "prod"}
+    labels             TEXT     NOT NULL DEFAULT '{}',
+    created            BIGINT   NOT NULL,
     PRIMARY KEY (project, location, name)
 );
 

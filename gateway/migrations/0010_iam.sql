@@ -8,20 +8,6 @@ CREATE TABLE policies (
     bindings TEXT NOT NULL
 );
 
-INSERT INTO policies (resource, project, etag, bindings)
-SELECT 'projects/' || name, name, etag, (
-    SELECT json_group_array(json_object('role', role, 'members', json(members)))
-    FROM (
-        SELECT role, json_group_array(member) AS members
-        FROM (SELECT role, member FROM bindings WHERE project = projects.name ORDER BY position)
-        GROUP BY role
-    )
-)
-FROM projects;
-
-DROP TABLE bindings;
-ALTER TABLE projects DROP COLUMN etag;
-
 -- A project's own roles.
 CREATE TABLE roles (
     project     TEXT   NOT NULL REFERENCES projects (name) ON DELETE CASCADE,
@@ -34,6 +20,3 @@ CREATE TABLE roles (
     created     BIGINT NOT NULL,
     PRIMARY KEY (project, name)
 );
-
--- JSON: {"env": "prod"}
-ALTER TABLE memberships ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';

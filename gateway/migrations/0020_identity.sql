@@ -3,7 +3,7 @@ CREATE TABLE service_accounts (
     project           TEXT    NOT NULL REFERENCES projects (name) ON DELETE CASCADE,
     name              TEXT    NOT NULL,
     display_name      TEXT    NOT NULL,
-    disabled          BOOLEAN NOT NULL,
+    disabled          SMALLINT NOT NULL,
     -- Random; another one ends every token made before.
     generation        TEXT    NOT NULL,
     tokens_not_before BIGINT  NOT NULL,
@@ -16,7 +16,7 @@ CREATE TABLE workload_pools (
     project      TEXT    NOT NULL REFERENCES projects (name) ON DELETE CASCADE,
     name         TEXT    NOT NULL,
     display_name TEXT    NOT NULL,
-    disabled     BOOLEAN NOT NULL,
+    disabled     SMALLINT NOT NULL,
     created      BIGINT  NOT NULL,
     PRIMARY KEY (project, name)
 );
@@ -28,7 +28,7 @@ CREATE TABLE workload_providers (
     name       TEXT    NOT NULL,
     -- JSON: issuer, audiences, mapping, condition, keys.
     settings   TEXT    NOT NULL,
-    disabled   BOOLEAN NOT NULL,
+    disabled   SMALLINT NOT NULL,
     -- Random; another one ends every token that came of it before.
     generation TEXT    NOT NULL,
     created    BIGINT  NOT NULL,
@@ -47,7 +47,7 @@ CREATE TABLE sign_ins (
     realm     TEXT    NOT NULL,
     -- JSON.
     standing  TEXT    NOT NULL,
-    revoked   BOOLEAN NOT NULL,
+    revoked   SMALLINT NOT NULL,
     created   BIGINT  NOT NULL,
     expires   BIGINT  NOT NULL
 );

@@ -17,7 +17,11 @@ use url::Url;
 use crate::{
     audit::{self, SinkConfig, WhenFull},
     quota::{Defaults, MOST_LIMIT},
+    store::{Database, Password},
 };
+
+/// The database where the configuration names none.
+const DATABASE: &str = "sqlite:towline.db";
 
 /// The least size of a file of the audit log, in bytes.
 const LEAST_LOG: u64 = 1024;
@@ -42,8 +46,10 @@ pub struct File {
     pub listen: Option<String>,
     /// Where health and metrics are; `127.0.0.1:0`, any free port of the machine itself. It has no authentication.
     pub admin_listen: Option<String>,
-    /// Where keys and database are; the configuration file's directory. Relative paths begin there, too.
+    /// Where keys and SQLite database are; the configuration file's directory. Relative paths begin there, too.
     pub state_dir: Option<PathBuf>,
+    /// What is kept where; SQLite in `state_dir`.
+    pub database: Option<DatabaseFile>,
     /// The public port's certificate.
     pub tls: Option<TlsFile>,
     /// PEM file that new agents are told to check the gateway's certificate against; the agents' system when absent.
@@ -67,6 +73,16 @@ pub struct File {
     pub federation: Option<FederationFile>,
     /// Where it is written down what was done.
     pub audit: Option<AuditFile>,
+}
+
+/// `[database]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseFile {
+    /// `sqlite:PATH` or `postgres://USER@HOST[:PORT]/DATABASE[?sslmode=…]`; `sqlite:towline.db`.
+    pub url: Option<String>,
+    /// File with the password in its first line. Read again for new connections.
+    pub password_file: Option<PathBuf>,
 }
 
 /// `[tls]`.
@@ -127,8 +143,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Health and metrics.
     pub admin_listen: SocketAddr,
-    /// Keys and database.
+    /// Keys and SQLite database.
     pub state_dir: PathBuf,
+    /// The database.
+    pub database: Database,
     /// The certificate; `None`: plain HTTP, behind a proxy that ends TLS.
     pub tls: Option<Tls>,
     /// What new agents check the certificate against.
@@ -268,6 +286,7 @@ impl File {
             "127.0.0.1:0",
             address,
         );
+        let database = self.database(&mut check, &state_dir);
         let tls = self.tls(&mut check, &state_dir);
         let audit = self.audit(&mut check, &state_dir);
         let trusted_proxies = self
@@ -345,6 +364,7 @@ impl File {
             public_url,
             listen,
             admin_listen,
+            database,
             tls,
             drain_limit,
             session_grace,
@@ -357,6 +377,7 @@ impl File {
                 Some(public_url),
                 Some(listen),
                 Some(admin_listen),
+                Some(database),
                 Some(tls),
                 Some(drain_limit),
                 Some(session_grace),
@@ -368,6 +389,7 @@ impl File {
                 public_url,
                 listen,
                 admin_listen,
+                database,
                 tls,
                 certificate_authority: self
                     .certificate_authority
@@ -462,6 +484,22 @@ impl File {
         })
     }
 
+    fn database(&self, check: &mut Check, state_dir: &Path) -> Option<Database> {
+        let database = self.database.clone().unwrap_or_default();
+        let password = database
+            .password_file
+            .map(|path| Password::File(state_dir.join(path)));
+        let url = database.url.as_deref().unwrap_or(DATABASE);
+        Database::parse(url, state_dir, password).map_or_else(
+            |reason| {
+                // A password that shouldn't be there isn't told again.
+                let secret = Url::parse(url).is_ok_and(|url| url.password().is_some());
+                check.problem("database.url", if secret { "" } else { url }, reason)
+            },
+            Some,
+        )
+    }
+
     /// `Some(None)`: none is wanted.
     fn tls(&self, check: &mut Check, state_dir: &Path) -> Option<Option<Tls>> {
         let missing = "set tls.certificate and tls.key to PEM files, or tls.mode = \"off\" behind a proxy that ends TLS";
@@ -498,6 +536,7 @@ impl fmt::Debug for Config {
             .field("listen", &self.listen)
             .field("admin_listen", &self.admin_listen)
             .field("state_dir", &self.state_dir)
+            .field("database", &self.database.to_string())
             .field("tls", &self.tls)
             .field("certificate_authority", &self.certificate_authority)
             .field("trusted_proxies", &self.trusted_proxies)
@@ -514,11 +553,6 @@ impl fmt::Debug for Config {
 }
 
 impl Config {
-    /// The database.
-    pub fn database(&self) -> PathBuf {
-        self.state_dir.join("towline.db")
-    }
-
     /// The gateway's own keys.
     pub fn keys(&self) -> PathBuf {
         self.state_dir.join("keys")
@@ -670,6 +704,10 @@ mod tests {
         assert_eq!(config.listen.to_string(), "0.0.0.0:8443");
         assert_eq!(config.admin_listen.to_string(), "127.0.0.1:0");
         assert_eq!(config.state_dir, Path::new("/etc/towline"));
+        assert_eq!(
+            config.database,
+            Database::Sqlite("/etc/towline/towline.db".into())
+        );
         assert_eq!(config.tls, None);
         assert_eq!(config.drain_limit.as_secs(), 60);
         assert_eq!(config.session_grace.as_secs(), 60);
@@ -685,6 +723,7 @@ mod tests {
             listen = "[::]:443"
             admin_listen = "0.0.0.0:9090"
             state_dir = "/var/lib/towline"
+            database = { url = "postgres://towline@db.example/towline", password_file = "db-password" }
             tls = { certificate = "tls/server.crt", key = "/run/secrets/tls.key" }
             certificate_authority = "tls/ca.crt"
             trusted_proxies = ["10.0.0.0/8", "::1"]
@@ -707,7 +746,10 @@ mod tests {
             config.certificate_authority.as_deref(),
             Some(Path::new("/var/lib/towline/tls/ca.crt"))
         );
-        assert_eq!(config.database(), Path::new("/var/lib/towline/towline.db"));
+        assert_eq!(
+            config.database.to_string(),
+            "the PostgreSQL database \"towline\" at db.example:5432"
+        );
         assert!(config.trusted_proxies[0].contains(&"10.1.2.3".parse::<IpAddr>().unwrap()));
         assert_eq!(
             (
@@ -752,7 +794,7 @@ mod tests {
             error,
             "the configuration /etc/towline/gateway.toml can't be used\n\
              TOML parse error at line 3, column 1\n  |\n3 | listn = \"x\"\n  | ^^^^^\n\
-             unknown field `listn`, expected one of `public_url`, `listen`, `admin_listen`, `state_dir`, `tls`, \
+             unknown field `listn`, expected one of `public_url`, `listen`, `admin_listen`, `state_dir`, `database`, `tls`, \
              `certificate_authority`, `trusted_proxies`, `drain_limit`, `session_grace`, `limits`, `tokens`, `authentication_config`, `login`, \
              `federation`, `audit`\n"
         );
@@ -767,6 +809,7 @@ mod tests {
             public_url = "http://gw.example/x"
             listen = "8443"
             admin_listen = "localhost:1"
+            database.url = "postgres://towline:secret@db.example/towline"
             tls.mode = "maybe"
             trusted_proxies = ["10.0.0.0/8", "nginx"]
             drain_limit = "60"
@@ -790,6 +833,7 @@ mod tests {
   public_url = "http://gw.example/x": does not begin with https:// (also where a proxy ends TLS: it is what callers see)
   listen = "8443": is not ADDRESS:PORT, such as 0.0.0.0:8443 or [::]:8443
   admin_listen = "localhost:1": is not ADDRESS:PORT, such as 0.0.0.0:8443 or [::]:8443
+  database.url: has a password in it; put that into database.password_file or TOWLINE_DATABASE_PASSWORD
   tls.mode = "maybe": is neither "on" nor "off"
   audit.when_full = "wait": is neither "drop" nor "refuse"
   audit.webhook_url = "http://collector.example": does not begin with https:// (http:// goes to 127.0.0.1 and [::1] alone)

@@ -125,7 +125,7 @@ pub async fn init(wanted: &Wanted, clock: &Clock) -> Result<Made, InitError> {
     if wanted.tls.is_none() {
         authority::create(&config.state_dir.join(TLS), &hosts, now)?;
     }
-    let store = Store::open(&config.database()).await?;
+    let store = Store::open(&config.database).await?;
     let made = populate(&store, wanted, now).await;
     store.close().await;
     let code = made?;
@@ -140,7 +140,7 @@ async fn again(wanted: &Wanted, path: &Path, clock: &Clock) -> Result<Made, Init
     let config = File::read(path)?.check(path)?;
     let keys = Keys::open(&config.keys(), clock.clone())?;
     let code = if wanted.new_bootstrap_code {
-        let store = Store::open(&config.database()).await?;
+        let store = Store::open(&config.database).await?;
         let code = one_time_code()?;
         let reset = store
             .reset_password(&wanted.admin, &code, clock.unix() + CODE_SECONDS)
@@ -434,7 +434,7 @@ mod tests {
             .unwrap();
         let tls = config.tls.as_ref().unwrap();
         crate::tls::Certificate::load(&tls.certificate, &tls.key).unwrap();
-        let store = Store::open(&config.database()).await.unwrap();
+        let store = Store::open(&config.database).await.unwrap();
         assert!(store.user("admin").await.unwrap().unwrap().operator);
         assert!(
             store
@@ -474,7 +474,9 @@ mod tests {
             second.to_string().contains("nothing was changed"),
             "{second}"
         );
-        let store = Store::open(&dir.path().join("towline.db")).await.unwrap();
+        let store = Store::open_file(&dir.path().join("towline.db"))
+            .await
+            .unwrap();
         assert_eq!(store.users().await.unwrap().len(), 1);
         assert_eq!(store.projects().await.unwrap().len(), 1);
     }
@@ -488,7 +490,9 @@ mod tests {
         let second = init(&wanted(dir.path()), &clock).await.unwrap();
         assert_eq!(second.root_key, first.root_key);
         assert_eq!(second.fingerprint, first.fingerprint);
-        let store = Store::open(&dir.path().join("towline.db")).await.unwrap();
+        let store = Store::open_file(&dir.path().join("towline.db"))
+            .await
+            .unwrap();
         let redeem = |made: &Made| {
             made.one_time_code
                 .as_ref()

@@ -12,6 +12,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 use towline_gateway::{
     app::{Gateway, Running, StartError},
@@ -49,7 +50,10 @@ const KEYS: &str = "Configuration file (TOML):
   public_url             https://HOST[:PORT], as callers and agents reach the gateway
   listen                 public port                                   [0.0.0.0:8443]
   admin_listen           health and metrics, without authentication    [127.0.0.1:0]
-  state_dir              keys and database; relative paths begin there [the file's directory]
+  state_dir              keys and SQLite database; relative paths begin there [the file's directory]
+  database.url           sqlite:PATH, or for several replicas
+                         postgres://USER@HOST[:PORT]/DATABASE[?sslmode=...] [sqlite:towline.db]
+  database.password_file its first line; or TOWLINE_DATABASE_PASSWORD in the environment
   tls.certificate        PEM file, read again when it changes
   tls.key                PEM file
   tls.mode               \"off\": plain HTTP, behind a proxy that ends TLS
@@ -164,6 +168,18 @@ struct InitFlags {
     print: Print,
 }
 
+/// From the environment: as a flag, everybody on the machine would see it.
+#[derive(Args)]
+struct DatabasePassword {
+    #[arg(
+        long = "database-password",
+        hide = true,
+        env = "TOWLINE_DATABASE_PASSWORD",
+        hide_env_values = true
+    )]
+    password: Option<SecretString>,
+}
+
 #[derive(Args)]
 struct RunFlags {
     /// The configuration file
@@ -181,6 +197,13 @@ struct RunFlags {
     /// In place of the file's admin_listen
     #[arg(long, value_name = "ADDRESS:PORT", env = "TOWLINE_ADMIN_LISTEN")]
     admin_listen: Option<String>,
+
+    /// In place of the file's database.url
+    #[arg(long, value_name = "URL", env = "TOWLINE_DATABASE_URL")]
+    database_url: Option<String>,
+
+    #[command(flatten)]
+    database_password: DatabasePassword,
 
     /// Only look whether the configuration can be used
     #[arg(long)]
@@ -273,7 +296,14 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
                     key.clone_from(flag);
                 }
             }
-            let config = file.check(&flags.config)?;
+            if flags.database_url.is_some() {
+                let database = file.database.get_or_insert_default();
+                database.url.clone_from(&flags.database_url);
+            }
+            let mut config = file.check(&flags.config)?;
+            if let Some(password) = flags.database_password.password {
+                config.database = config.database.with_password(password);
+            }
             if flags.check {
                 People::load(&config)?;
                 writeln!(io::stdout(), "{} can be used", flags.config.display())?;
@@ -310,7 +340,7 @@ async fn run(config: Config, print_addresses: bool) -> anyhow::Result<()> {
     let own = config.state_dir.join(init::TLS);
     authority::renew_due(&own, clock.unix()).context("the certificate can't be renewed")?;
     let keys = Arc::new(Keys::open(&config.keys(), clock.clone())?);
-    let store = Store::open(&config.database()).await?;
+    let store = Store::open(&config.database).await?;
     let running = Gateway::start(config, clock.clone(), keys, store.clone()).await?;
     if print_addresses {
         let addresses = serde_json::json!({

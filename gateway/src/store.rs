@@ -1,8 +1,9 @@
-//! What outlives the process: users, projects, memberships, and hashes of tokens. SQLite through sqlx.
+//! What outlives the process: users, projects, memberships, and hashes of tokens. SQLite or PostgreSQL through sqlx.
 //!
-//! Queries are checked at run time and written so that PostgreSQL understands them too (`$1`, `BIGINT`, no
-//! dialect). Writers take turns in this process and begin with the write lock, so none of them can fail half-way
-//! because of another. Users, policies and memberships are answered from memory (`cache`): a request costs no SQL.
+//! One set of queries and migrations for both, checked at run time (`$1`, `BIGINT`, 1 and 0, no dialect). Writers take
+//! turns and begin with the write lock, on PostgreSQL with one that all replicas share, so what one of them has read
+//! holds until it has written. Users, policies and memberships are answered from memory (`cache`): a request costs no
+//! SQL.
 //!
 //! [`Store::changes`] tells of every write that could take a right from somebody; whoever decides on what is stored
 //! here subscribes before reading.
@@ -19,35 +20,38 @@ pub mod users;
 pub mod workload_identity;
 
 mod cache;
+mod connect;
+mod database;
+mod error;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use aws_lc_rs::digest;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
-use sqlx::{
-    Connection as _, Sqlite, SqliteConnection, SqlitePool, Transaction,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
-};
-use tokio::sync::watch;
+use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Executor as _};
+use tokio::{sync::watch, time::timeout};
+use tokio_util::task::TaskTracker;
 
 use crate::private;
 use cache::Cache;
+use connect::Pools;
 
+pub use database::{Database, Password, Postgres};
+pub use error::StoreError;
 pub use memberships::Row as MembershipRow;
 pub use users::User;
 
-/// How long a writer waits for another process's write lock.
-const BUSY: Duration = Duration::from_secs(5);
+/// How long anybody waits for an answer, whatever became of the database or the way to it.
+const ANSWER: Duration = Duration::from_secs(15);
 
-/// How long a query waits for a connection to the file.
-const ACQUIRE: Duration = Duration::from_secs(10);
+/// How long replicas that start at once wait for the one that brings the database to its form.
+const MIGRATE: Duration = Duration::from_secs(60);
 
-/// Connections that read at a time; requests read from memory.
-const READERS: u32 = 4;
+/// On PostgreSQL, the lock under which one writer of all replicas is at work: a number of this program's own.
+const WRITER: &str = "SELECT pg_advisory_xact_lock(8390046702181572608)";
+
+/// What several queries are made in.
+type Transaction = sqlx::Transaction<'static, Any>;
 
 /// The database.
 #[derive(Debug, Clone)]
@@ -57,74 +61,34 @@ pub struct Store {
 
 #[derive(Debug)]
 struct Inner {
-    file: PathBuf,
-    reader: SqlitePool,
-    writer: SqlitePool,
-    cache: Cache,
-}
-
-/// The database didn't do what it was asked; nothing was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The disk is full.
-    #[error("the disk that holds {} is full; nothing was changed", .0.display())]
-    Full(PathBuf, #[source] sqlx::Error),
-    /// Another process holds it.
-    #[error("{} is locked by another process (a backup?); nothing was changed, try again", .0.display())]
-    Locked(PathBuf, #[source] sqlx::Error),
-    /// It can't be written.
-    #[error("{} is read-only; nothing was changed", .0.display())]
-    ReadOnly(PathBuf, #[source] sqlx::Error),
-    /// It is no database, or a damaged one.
-    #[error("{} is not a database that can be used; restore it from a backup", .0.display())]
-    Damaged(PathBuf, #[source] sqlx::Error),
-    /// It can't be opened or brought to this version.
-    #[error("cannot open the database {}", .0.display())]
-    Open(PathBuf, #[source] sqlx::Error),
-    /// It was made by a newer version, or changed by hand.
-    #[error("the database {} can't be brought to this version's form", .0.display())]
-    Migrate(PathBuf, #[source] sqlx::migrate::MigrateError),
-    /// A value in it is not what this program writes.
-    #[error("{} holds what this program doesn't understand: {value}", .file.display())]
-    Value {
-        /// The database.
-        file: PathBuf,
-        /// What was found.
-        value: String,
-    },
-    /// Anything else.
-    #[error("the database {} failed", .0.display())]
-    Other(PathBuf, #[source] sqlx::Error),
+    database: Database,
+    pools: Pools,
+    cache: Arc<Cache>,
+    /// Owns commits: they go on when whoever asked for them has gone away.
+    commits: TaskTracker,
 }
 
 impl Store {
-    /// Opens the database file, makes it if there is none, and brings it to this version's form.
+    /// Opens the database, makes it if it is a file that isn't there, and brings it to this version's form.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        // SQLite would make it with a mode that others may read, and its journals after its own.
-        private::make_file(path)
-            .map_err(|error| StoreError::Open(path.to_owned(), sqlx::Error::Io(error)))?;
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .foreign_keys(true)
-            .busy_timeout(BUSY)
-            .journal_mode(SqliteJournalMode::Wal)
-            // In WAL mode NORMAL may lose the last commits with the power, and a redeemed token must not come back.
-            .synchronous(SqliteSynchronous::Full);
-        let pool = |connections| {
-            SqlitePoolOptions::new()
-                .max_connections(connections)
-                .acquire_timeout(ACQUIRE)
-                // A full disk makes SQLite roll back by itself, and sqlx then believes for ever that a transaction
-                // is open: such a connection is replaced.
-                .before_acquire(|connection, _| {
-                    Box::pin(async move { Ok(!connection.is_in_transaction()) })
-                })
-                .connect_lazy_with(options.clone())
-        };
-        Self::with(path, pool(READERS), pool(1)).await
+    pub async fn open(database: &Database) -> Result<Self, StoreError> {
+        if let Database::Sqlite(path) = database {
+            // SQLite would make it with a mode that others may read, and its journals after its own.
+            private::make_file(path)
+                .map_err(|error| StoreError::Open(database.clone(), error.into()))?;
+        }
+        let (pools, first) = Pools::open(database).await?;
+        Self::with(database.clone(), pools, first).await
+    }
+
+    /// Opens a SQLite file.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn open_file(path: &Path) -> Result<Self, StoreError> {
+        Self::open(&Database::Sqlite(path.to_owned())).await
     }
 
     /// A database that is gone with the process, for tests.
@@ -132,50 +96,25 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn in_memory() -> Result<Self, StoreError> {
-        let open = |error| StoreError::Open(":memory:".into(), error);
-        // With a name of its own, so that connections share it.
-        let options = "sqlite::memory:"
-            .parse::<SqliteConnectOptions>()
-            .map_err(open)?
-            .foreign_keys(true);
-        // The database ends with its last connection, and the pool closes one when whoever waits for it goes away.
-        std::mem::forget(
-            SqliteConnection::connect_with(&options)
-                .await
-                .map_err(open)?,
-        );
-        let pool = SqlitePoolOptions::new()
-            .max_connections(1)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_lazy_with(options);
-        Self::with(Path::new(":memory:"), pool.clone(), pool).await
+        let (database, pools, first) = Pools::in_memory().await?;
+        Self::with(database, pools, first).await
     }
 
-    async fn with(file: &Path, reader: SqlitePool, writer: SqlitePool) -> Result<Self, StoreError> {
-        let inner = Inner {
-            file: file.to_owned(),
-            reader,
-            writer,
-            cache: Cache::default(),
-        };
-        // A connection of its own first: what is wrong with the file is told better than by a migration.
-        drop(
-            inner
-                .writer
-                .acquire()
-                .await
-                .map_err(|error| match inner.error(error) {
-                    StoreError::Other(file, source) => StoreError::Open(file, source),
-                    other => other,
-                })?,
-        );
-        sqlx::migrate!()
-            .run(&inner.writer)
-            .await
-            .map_err(|error| StoreError::Migrate(inner.file.clone(), error))?;
+    async fn with(
+        database: Database,
+        pools: Pools,
+        mut first: AnyConnection,
+    ) -> Result<Self, StoreError> {
+        migrate(&database, &mut first).await?;
+        // It may say that it wants to be closed in its own time; what it did is done.
+        drop(first.close().await);
         Ok(Self {
-            inner: Arc::new(inner),
+            inner: Arc::new(Inner {
+                database,
+                pools,
+                cache: Arc::default(),
+                commits: TaskTracker::new(),
+            }),
         })
     }
 
@@ -195,20 +134,21 @@ impl Store {
     /// See [`StoreError`].
     pub async fn check(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT 1")
-            .execute(self.reader())
-            .await
-            .map_err(|error| self.error(error))?;
+            .execute(self.reader()?)
+            .answered(self)
+            .await?;
         Ok(())
     }
 
-    /// Writes what is left to write and closes the file.
+    /// Writes what is left to write and closes the connections.
     pub async fn close(&self) {
-        self.inner.reader.close().await;
-        self.inner.writer.close().await;
+        self.inner.commits.close();
+        self.inner.commits.wait().await;
+        self.inner.pools.close().await;
     }
 
-    fn reader(&self) -> &SqlitePool {
-        &self.inner.reader
+    fn reader(&self) -> Result<&AnyPool, StoreError> {
+        Ok(&self.inner.pools.reader)
     }
 
     fn cache(&self) -> &Cache {
@@ -216,61 +156,99 @@ impl Store {
     }
 
     /// A transaction that holds the write lock from its beginning.
-    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        self.inner
-            .writer
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .map_err(|error| self.error(error))
+    async fn begin(&self) -> Result<Transaction, StoreError> {
+        let (begin, lock) = match self.inner.database {
+            Database::Sqlite(_) => ("BEGIN IMMEDIATE", None),
+            // What the server has for a default is not known.
+            Database::Postgres(_) => (
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+                Some(WRITER),
+            ),
+        };
+        let writer = &self.inner.pools.writer;
+        let mut transaction = writer.begin_with(begin).answered(self).await?;
+        if let Some(lock) = lock {
+            transaction.execute(lock).answered(self).await?;
+        }
+        Ok(transaction)
     }
 
-    /// Ends a transaction; what was remembered may be stale whatever comes of it.
-    async fn commit(
-        &self,
-        transaction: Transaction<'static, Sqlite>,
-        concern: Concern,
-    ) -> Result<(), StoreError> {
-        let result = transaction
-            .commit()
+    /// A transaction whose queries all see the same state.
+    async fn snapshot(&self) -> Result<Transaction, StoreError> {
+        let begin = match self.inner.database {
+            Database::Sqlite(_) => "BEGIN",
+            Database::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        };
+        self.reader()?.begin_with(begin).answered(self).await
+    }
+
+    /// Ends a transaction; what was remembered may be stale whatever comes of it, or of whoever waits for it.
+    async fn commit(&self, transaction: Transaction, concern: Concern) -> Result<(), StoreError> {
+        let (database, cache) = (self.inner.database.clone(), Arc::clone(&self.inner.cache));
+        let committing = self.inner.commits.spawn(async move {
+            let late = |_| Err(sqlx::Error::PoolTimedOut);
+            let result = timeout(ANSWER, transaction.commit()).await;
+            match concern {
+                Concern::Rights => cache.changed(),
+                Concern::Status => cache.forget(),
+                Concern::Tokens => {}
+            }
+            result
+                .unwrap_or_else(late)
+                .map_err(|error| StoreError::of_commit(&database, error))
+        });
+        committing
             .await
-            .map_err(|error| self.error(error));
-        match concern {
-            Concern::Rights => self.cache().changed(),
-            Concern::Status => self.cache().forget(),
-            Concern::Tokens => {}
-        }
-        result
+            .unwrap_or_else(|_| Err(self.error(sqlx::Error::WorkerCrashed)))
     }
 
     fn error(&self, error: sqlx::Error) -> StoreError {
-        self.inner.error(error)
+        StoreError::of(&self.inner.database, error)
     }
 
     fn value(&self, value: impl std::fmt::Display) -> StoreError {
         StoreError::Value {
-            file: self.inner.file.clone(),
+            database: self.inner.database.clone(),
             value: value.to_string(),
         }
     }
 }
 
-impl Inner {
-    /// Sorts by SQLite's primary result code.
-    fn error(&self, error: sqlx::Error) -> StoreError {
-        let file = self.file.clone();
-        let code = error
-            .as_database_error()
-            .and_then(|error| error.code()?.parse::<u32>().ok())
-            .unwrap_or_default();
-        match code & 0xff {
-            5 | 6 => StoreError::Locked(file, error),
-            8 => StoreError::ReadOnly(file, error),
-            13 => StoreError::Full(file, error),
-            11 | 26 => StoreError::Damaged(file, error),
-            _ => StoreError::Other(file, error),
+/// Brings the database to this version's form. On PostgreSQL, sqlx holds a lock while it does.
+async fn migrate(database: &Database, connection: &mut AnyConnection) -> Result<(), StoreError> {
+    let failed = |error| StoreError::Migrate(database.clone(), error);
+    if database.is_shared() {
+        // The others wait for the lock, and no table has so many rows that a minute isn't enough.
+        connection
+            .execute("SET statement_timeout = '60s'")
+            .await
+            .map_err(|error| failed(error.into()))?;
+    }
+    timeout(
+        MIGRATE,
+        sqlx::migrate!().run_direct(None, connection, false),
+    )
+    .await
+    .unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into()))
+    .map_err(failed)
+}
+
+/// A query, which is answered within [`ANSWER`] or fails in this program's words.
+trait Answered<T>: Future<Output = Result<T, sqlx::Error>> + Send + Sized {
+    fn answered(self, store: &Store) -> impl Future<Output = Result<T, StoreError>> + Send
+    where
+        T: Send,
+    {
+        async move {
+            timeout(ANSWER, self)
+                .await
+                .unwrap_or(Err(sqlx::Error::PoolTimedOut))
+                .map_err(|error| store.error(error))
         }
     }
 }
+
+impl<T, F: Future<Output = Result<T, sqlx::Error>> + Send> Answered<T> for F {}
 
 /// What a write concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -293,9 +271,22 @@ fn sql(unix: u64) -> i64 {
     i64::try_from(unix).unwrap_or(i64::MAX)
 }
 
+/// By name as this program compares; each database sorts text in a way of its own.
+fn sorted<T>(mut rows: Vec<T>, compare: impl FnMut(&T, &T) -> std::cmp::Ordering) -> Vec<T> {
+    rows.sort_unstable_by(compare);
+    rows
+}
+
+/// What is yes or no is stored as 1 or 0.
+const fn flag(sql: i16) -> bool {
+    sql != 0
+}
+
 fn unix(sql: i64) -> u64 {
     u64::try_from(sql).unwrap_or_default()
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{Row as _, Sqlite, Transaction, sqlite::SqliteRow};
+use sqlx::{Row as _, any::AnyRow};
 use towline_proto::{
     handshake::Hello,
     jws::PublicKey,
     names::{Membership, Project},
 };
 
-use super::{Concern, Store, StoreError, hash, sql, unix};
+use super::{
+    Answered as _, Concern, Store, StoreError, Transaction, flag, hash, sorted, sql, unix,
+};
 
 /// Labels of one membership.
 pub const MAX_LABELS: usize = 64;
@@ -89,9 +91,9 @@ impl Store {
         .bind(membership.project.as_str())
         .bind(membership.location.as_str())
         .bind(membership.id.as_str())
-        .fetch_optional(self.reader())
-        .await
-        .map_err(|error| self.error(error))?;
+        .fetch_optional(self.reader()?)
+        .answered(self)
+        .await?;
         let row = found.map(|row| self.row(&row)).transpose()?;
         self.cache()
             .remember(membership.clone(), row.clone(), writes);
@@ -106,13 +108,17 @@ impl Store {
         let rows = sqlx::query(
             "SELECT project, location, name, public_key, external_id, kubernetes_version, agent_version, \
              connected_since, disconnected_since, created, labels FROM memberships \
-             WHERE project = $1 OR $1 IS NULL ORDER BY project, location, name",
+             WHERE project = $1 OR $1 IS NULL",
         )
         .bind(project.map(Project::as_str))
-        .fetch_all(self.reader())
-        .await
-        .map_err(|error| self.error(error))?;
-        rows.iter().map(|row| self.row(row)).collect()
+        .fetch_all(self.reader()?)
+        .answered(self)
+        .await?;
+        let rows = rows
+            .iter()
+            .map(|row| self.row(row))
+            .collect::<Result<_, _>>()?;
+        Ok(sorted(rows, |a: &Row, b| a.membership.cmp(&b.membership)))
     }
 
     /// Makes a membership with a registration token; with `renew` an existing one gets a new token.
@@ -131,8 +137,8 @@ impl Store {
         let project: Option<i64> = sqlx::query_scalar("SELECT 1 FROM projects WHERE name = $1")
             .bind(membership.project.as_str())
             .fetch_optional(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         if project.is_none() {
             return Err(MembershipError::NoProject(membership.project.clone()));
         }
@@ -143,15 +149,15 @@ impl Store {
         }
         sqlx::query(
             "INSERT INTO memberships (project, location, name, key_used, external_id, kubernetes_version, \
-             agent_version, created) VALUES ($1, $2, $3, FALSE, '', '', '', $4) ON CONFLICT DO NOTHING",
+             agent_version, created) VALUES ($1, $2, $3, 0, '', '', '', $4) ON CONFLICT DO NOTHING",
         )
         .bind(membership.project.as_str())
         .bind(membership.location.as_str())
         .bind(membership.id.as_str())
         .bind(sql(now))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         // The token before is worth nothing from now on.
         self.execute_on(
             &mut transaction,
@@ -168,8 +174,8 @@ impl Store {
         .bind(hash(token))
         .bind(sql(expires))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         let row = self.read_membership(&mut transaction, membership).await?;
         self.commit(transaction, Concern::Rights).await?;
         row.ok_or_else(|| MembershipError::Unknown(membership.clone()))
@@ -194,8 +200,8 @@ impl Store {
         .bind(hash(token))
         .bind(sql(now))
         .fetch_optional(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         let Some((project, location, name, redeemed_by)) = found else {
             return Err(RedeemError::NoToken);
         };
@@ -212,16 +218,16 @@ impl Store {
             );
         }
         if let Some(redeemed_by) = redeemed_by {
-            let used: bool = sqlx::query_scalar(
+            let used: i16 = sqlx::query_scalar(
                 "SELECT key_used FROM memberships WHERE project = $1 AND location = $2 AND name = $3",
             )
             .bind(project)
             .bind(location)
             .bind(name)
             .fetch_one(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
-            return if redeemed_by == key.to_string() && !used {
+            .answered(self)
+            .await?;
+            return if redeemed_by == key.to_string() && !flag(used) {
                 Ok(false)
             } else {
                 Err(RedeemError::NoToken)
@@ -231,10 +237,10 @@ impl Store {
             .bind(hash(token))
             .bind(key.to_string())
             .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         sqlx::query(
-            "UPDATE memberships SET public_key = $4, key_used = FALSE \
+            "UPDATE memberships SET public_key = $4, key_used = 0 \
              WHERE project = $1 AND location = $2 AND name = $3",
         )
         .bind(project)
@@ -242,8 +248,8 @@ impl Store {
         .bind(name)
         .bind(key.to_string())
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         self.commit(transaction, Concern::Rights).await?;
         Ok(true)
     }
@@ -273,8 +279,8 @@ impl Store {
         .bind(membership.id.as_str())
         .bind(labels)
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         self.commit(transaction, Concern::Rights).await?;
         Ok(row)
     }
@@ -313,7 +319,7 @@ impl Store {
         let mut transaction = self.begin().await?;
         // What an agent couldn't find out this time was perhaps known before.
         sqlx::query(
-            "UPDATE memberships SET key_used = TRUE, agent_version = $4, \
+            "UPDATE memberships SET key_used = 1, agent_version = $4, \
              kubernetes_version = CASE WHEN $5 = '' THEN kubernetes_version ELSE $5 END, \
              external_id = CASE WHEN $6 = '' THEN external_id ELSE $6 END, \
              connected_since = COALESCE(connected_since, $7), disconnected_since = NULL \
@@ -327,8 +333,8 @@ impl Store {
         .bind(&hello.external_id)
         .bind(sql(now))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         self.execute_on(
             &mut transaction,
             "DELETE FROM registration_tokens \
@@ -358,8 +364,8 @@ impl Store {
         .bind(membership.id.as_str())
         .bind(sql(now))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         self.commit(transaction, Concern::Status).await
     }
 
@@ -374,14 +380,14 @@ impl Store {
         )
         .bind(sql(now))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         self.commit(transaction, Concern::Status).await
     }
 
     async fn read_membership(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         membership: &Membership,
     ) -> Result<Option<Row>, StoreError> {
         let found = sqlx::query(
@@ -393,14 +399,14 @@ impl Store {
         .bind(membership.location.as_str())
         .bind(membership.id.as_str())
         .fetch_optional(&mut **transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         found.map(|row| self.row(&row)).transpose()
     }
 
     async fn execute_on(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         query: &'static str,
         membership: &Membership,
     ) -> Result<u64, StoreError> {
@@ -409,12 +415,12 @@ impl Store {
             .bind(membership.location.as_str())
             .bind(membership.id.as_str())
             .execute(&mut **transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         Ok(done.rows_affected())
     }
 
-    fn row(&self, row: &SqliteRow) -> Result<Row, StoreError> {
+    fn row(&self, row: &AnyRow) -> Result<Row, StoreError> {
         let text = |column: usize| {
             row.try_get::<String, _>(column)
                 .map_err(|error| self.error(error))

@@ -3,10 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use sqlx::{Sqlite, Transaction};
 use towline_proto::{handshake::random_id, names::Project};
 
-use super::{Concern, Store, StoreError, roles::parse_permissions};
+use super::{Answered as _, Concern, Store, StoreError, Transaction, roles::parse_permissions};
 use crate::iam::{
     Binding, CompiledPolicy, Condition, CustomRole, CustomRoles, InvalidPolicy, Policy, PolicySet,
     Resource, RoleName,
@@ -94,11 +93,7 @@ impl Store {
             Err(writes) => writes,
         };
         // All in one transaction: an etag never goes with another's bindings, nor a role with another's permissions.
-        let mut transaction = self
-            .reader()
-            .begin()
-            .await
-            .map_err(|error| self.error(error))?;
+        let mut transaction = self.snapshot().await?;
         let compiled = match self.read_policy(&mut transaction, resource).await? {
             Some(policy) => {
                 let roles = self
@@ -162,7 +157,7 @@ impl Store {
     /// Writes a policy, whatever was there before.
     pub(super) async fn write_policy(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         resource: &Resource,
         etag: &str,
         bindings: &[Binding],
@@ -178,37 +173,38 @@ impl Store {
         .bind(etag)
         .bind(bindings)
         .execute(&mut **transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         Ok(())
     }
 
     /// Deletes a resource's policy with the resource: another of the same name must not have it.
     pub(super) async fn delete_policy(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         resource: &Resource,
     ) -> Result<(), StoreError> {
         sqlx::query("DELETE FROM policies WHERE resource = $1")
             .bind(resource.to_string())
             .execute(&mut **transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         Ok(())
     }
 
     /// Takes a member out of every policy.
     pub(super) async fn strike_out(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         member: &str,
     ) -> Result<(), StoreError> {
-        let naming: Vec<(String, String)> =
-            sqlx::query_as("SELECT resource, bindings FROM policies WHERE instr(bindings, $1) > 0")
-                .bind(member)
-                .fetch_all(&mut **transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+        let naming: Vec<(String, String)> = sqlx::query_as(
+            "SELECT resource, bindings FROM policies WHERE replace(bindings, $1, '') <> bindings",
+        )
+        .bind(member)
+        .fetch_all(&mut **transaction)
+        .answered(self)
+        .await?;
         for (resource, bindings) in naming {
             let mut bindings: Vec<Stored> =
                 serde_json::from_str(&bindings).map_err(|error| self.value(error))?;
@@ -222,8 +218,8 @@ impl Store {
                 .bind(random_id().map_err(|error| self.value(error))?)
                 .bind(bindings)
                 .execute(&mut **transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         }
         Ok(())
     }
@@ -231,7 +227,7 @@ impl Store {
     /// Whether a policy may be attached to it.
     async fn exists(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         resource: &Resource,
     ) -> Result<bool, StoreError> {
         let query = match resource {
@@ -257,40 +253,40 @@ impl Store {
         };
         let found: Option<i64> = query
             .fetch_optional(&mut **transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         Ok(found.is_some())
     }
 
     async fn read_etag(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         resource: &Resource,
     ) -> Result<Option<String>, StoreError> {
         sqlx::query_scalar("SELECT etag FROM policies WHERE resource = $1")
             .bind(resource.to_string())
             .fetch_optional(&mut **transaction)
+            .answered(self)
             .await
-            .map_err(|error| self.error(error))
     }
 
     async fn read_policy(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         resource: &Resource,
     ) -> Result<Option<Policy>, StoreError> {
         let found: Option<(String, String)> =
             sqlx::query_as("SELECT etag, bindings FROM policies WHERE resource = $1")
                 .bind(resource.to_string())
                 .fetch_optional(&mut **transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         let Some((etag, bindings)) = found else {
             let project: Option<i64> = sqlx::query_scalar("SELECT 1 FROM projects WHERE name = $1")
                 .bind(resource.project().as_str())
                 .fetch_optional(&mut **transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
             return Ok(project.map(|_| Policy {
                 etag: UNSET.to_owned(),
                 bindings: Vec::new(),
@@ -305,15 +301,15 @@ impl Store {
     /// A project's own roles with what they hold.
     async fn read_roles(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         project: &Project,
     ) -> Result<CustomRoles, StoreError> {
         let rows: Vec<(String, String)> =
             sqlx::query_as("SELECT name, permissions FROM roles WHERE project = $1")
                 .bind(project.as_str())
                 .fetch_all(&mut **transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         let mut roles = BTreeMap::new();
         for (id, permissions) in rows {
             let role = CustomRole {

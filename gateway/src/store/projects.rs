@@ -3,7 +3,7 @@
 use sqlx::Row as _;
 use towline_proto::{handshake::random_id, names::Project};
 
-use super::{Concern, Store, StoreError, sql, unix};
+use super::{Answered as _, Concern, Store, StoreError, sorted, sql, unix};
 use crate::iam::{Binding, Member, Policy, Principal, Role};
 
 /// Why a project isn't made, changed or deleted.
@@ -34,20 +34,22 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn projects(&self) -> Result<Vec<(Project, u64)>, StoreError> {
-        let rows = sqlx::query("SELECT name, created FROM projects ORDER BY name")
-            .fetch_all(self.reader())
-            .await
-            .map_err(|error| self.error(error))?;
-        rows.iter()
+        let rows = sqlx::query("SELECT name, created FROM projects")
+            .fetch_all(self.reader()?)
+            .answered(self)
+            .await?;
+        let rows = rows
+            .iter()
             .map(|row| {
                 let name: String = row.try_get(0).map_err(|error| self.error(error))?;
                 let created = row.try_get(1).map_err(|error| self.error(error))?;
-                Ok((
+                Ok::<(Project, u64), StoreError>((
                     name.parse().map_err(|error| self.value(error))?,
                     unix(created),
                 ))
             })
-            .collect()
+            .collect::<Result<_, _>>()?;
+        Ok(sorted(rows, |(a, _): &(Project, u64), (b, _)| a.cmp(b)))
     }
 
     /// Makes a project.
@@ -67,8 +69,8 @@ impl Store {
         .bind(project.as_str())
         .bind(sql(now))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         if made.rows_affected() == 0 {
             return Err(ProjectError::Exists(project.clone()));
         }
@@ -88,8 +90,8 @@ impl Store {
         let count: i64 = sqlx::query_scalar("SELECT count(*) FROM memberships WHERE project = $1")
             .bind(project.as_str())
             .fetch_one(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         if count > 0 {
             return Err(ProjectError::NotEmpty {
                 project: project.clone(),
@@ -99,8 +101,8 @@ impl Store {
         let deleted = sqlx::query("DELETE FROM projects WHERE name = $1")
             .bind(project.as_str())
             .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         if deleted.rows_affected() == 0 {
             return Err(ProjectError::Unknown(project.clone()));
         }

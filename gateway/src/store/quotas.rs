@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use towline_proto::names::Project;
 
-use super::{Concern, Store, StoreError};
+use super::{Answered as _, Concern, Store, StoreError};
 use crate::quota::{Overrides, Quota, Whose};
 
 /// How many limits a project may set: all of them are in memory while it is in use.
@@ -40,9 +40,9 @@ impl Store {
         let rows: Vec<(String, String, i64)> =
             sqlx::query_as("SELECT holder, quota, quota_limit FROM quotas WHERE project = $1")
                 .bind(project.as_str())
-                .fetch_all(self.reader())
-                .await
-                .map_err(|error| self.error(error))?;
+                .fetch_all(self.reader()?)
+                .answered(self)
+                .await?;
         let mut set = Vec::with_capacity(rows.len());
         for (holder, quota, limit) in rows {
             let whose = match holder.as_str() {
@@ -85,8 +85,8 @@ impl Store {
         let known: Option<i64> = sqlx::query_scalar("SELECT 1 FROM projects WHERE name = $1")
             .bind(project.as_str())
             .fetch_optional(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         if known.is_none() {
             return Err(QuotaError::NoProject(project.clone()));
         }
@@ -95,14 +95,14 @@ impl Store {
             .bind(&holder)
             .bind(quota.name())
             .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         if let Some(limit) = limit {
             let count: i64 = sqlx::query_scalar("SELECT count(*) FROM quotas WHERE project = $1")
                 .bind(project.as_str())
                 .fetch_one(&mut *transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
             if usize::try_from(count).unwrap_or_default() >= MOST_OVERRIDES {
                 return Err(QuotaError::TooMany(project.clone()));
             }
@@ -114,8 +114,8 @@ impl Store {
             .bind(quota.name())
             .bind(i64::from(limit))
             .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         }
         Ok(self.commit(transaction, Concern::Rights).await?)
     }
@@ -128,10 +128,15 @@ const EACH: &str = "default";
 mod tests {
     use super::*;
     use crate::iam::Principal;
+    use crate::store::testing::{On, on_both};
 
-    #[tokio::test]
-    async fn what_is_set_holds_at_once_and_can_be_unset() {
-        let store = Store::in_memory().await.unwrap();
+    on_both! {
+        what_is_set_holds_at_once_and_can_be_unset,
+        a_project_sets_so_many_and_no_more,
+    }
+
+    async fn what_is_set_holds_at_once_and_can_be_unset(on: On) {
+        let store = on.open().await;
         let (p, q): (Project, Project) = ("p".parse().unwrap(), "q".parse().unwrap());
         let alice = Principal::User("alice".into());
         store.create_project(&p, &alice, 0).await.unwrap();
@@ -163,9 +168,8 @@ mod tests {
         assert!(store.quotas(&p).await.unwrap().is_empty());
     }
 
-    #[tokio::test]
-    async fn a_project_sets_so_many_and_no_more() {
-        let store = Store::in_memory().await.unwrap();
+    async fn a_project_sets_so_many_and_no_more(on: On) {
+        let store = on.open().await;
         let p: Project = "p".parse().unwrap();
         let owner = Principal::User("owner".into());
         store.create_project(&p, &owner, 0).await.unwrap();

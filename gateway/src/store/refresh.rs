@@ -6,10 +6,9 @@
 //! of it is used: then all others of the family are over, and one of those that comes again ends the family.
 //! Consequence: of thief and owner the second to refresh signs both out, and nothing outlives a sign-in that was ended.
 
-use sqlx::{Sqlite, Transaction};
 use towline_proto::handshake::random_id;
 
-use super::{Concern, Store, StoreError, hash, sql, unix};
+use super::{Answered as _, Concern, Store, StoreError, Transaction, hash, sql, unix};
 
 /// How long a token that was replaced still works, in seconds.
 pub const GRACE_SECONDS: u64 = 30;
@@ -83,8 +82,8 @@ impl Store {
         .bind(&bound.challenge)
         .bind(sql(now + CODE_SECONDS))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         self.commit(transaction, Concern::Tokens).await
     }
 
@@ -110,8 +109,8 @@ impl Store {
         .bind(hash(code))
         .bind(sql(now))
         .fetch_optional(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         let Some((user, client_id, redirect_uri, challenge, used)) = found else {
             return Ok(None);
         };
@@ -131,8 +130,8 @@ impl Store {
             .bind(hash(code))
             .bind(&family)
             .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         let agreed = check(&bound);
         if agreed {
             sqlx::query(
@@ -142,8 +141,8 @@ impl Store {
             .bind(&bound.user)
             .bind(sql(now + lifetimes.family))
             .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
             self.insert_refresh(&mut transaction, refresh, &family, now + lifetimes.token)
                 .await?;
         }
@@ -173,8 +172,8 @@ impl Store {
         .bind(hash(token))
         .bind(sql(now))
         .fetch_optional(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         let Some((family, user, rotated)) = found else {
             return Ok(Rotated::Invalid);
         };
@@ -189,15 +188,15 @@ impl Store {
                 .bind(&family)
                 .bind(hash(token))
                 .execute(&mut *transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         }
         sqlx::query("UPDATE refresh_tokens SET rotated = COALESCE(rotated, $2) WHERE hash = $1")
             .bind(hash(token))
             .bind(sql(now))
             .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         self.insert_refresh(&mut transaction, next, &family, now + lifetimes.token)
             .await?;
         self.sweep(&mut transaction, now).await?;
@@ -216,9 +215,9 @@ impl Store {
         )
         .bind(hash(token))
         .bind(sql(now))
-        .fetch_optional(self.reader())
+        .fetch_optional(self.reader()?)
+        .answered(self)
         .await
-        .map_err(|error| self.error(error))
     }
 
     /// Ends the family of a refresh token, if there is one.
@@ -231,8 +230,8 @@ impl Store {
             sqlx::query_scalar("SELECT family FROM refresh_tokens WHERE hash = $1")
                 .bind(hash(token))
                 .fetch_optional(&mut *transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         let concern = match family {
             Some(family) => self.end_family(&mut transaction, &family).await?,
             None => Concern::Tokens,
@@ -242,7 +241,7 @@ impl Store {
 
     async fn insert_refresh(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         token: &str,
         family: &str,
         expires: u64,
@@ -252,27 +251,24 @@ impl Store {
             .bind(family)
             .bind(sql(expires))
             .execute(&mut **transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         Ok(())
     }
 
     /// Ends refresh tokens and access tokens alike; says who has to hear of it.
     async fn end_family(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         family: &str,
     ) -> Result<Concern, StoreError> {
         let mut ended = 0;
         for query in [
             "DELETE FROM refresh_families WHERE id = $1",
-            "UPDATE sign_ins SET revoked = TRUE WHERE NOT revoked AND family = $1",
+            "UPDATE sign_ins SET revoked = 1 WHERE revoked = 0 AND family = $1",
         ] {
             let done = sqlx::query(query).bind(family).execute(&mut **transaction);
-            ended = done
-                .await
-                .map_err(|error| self.error(error))?
-                .rows_affected();
+            ended = done.answered(self).await?.rows_affected();
         }
         // Streams are looked at again only where a token may have begun some.
         Ok(if ended == 0 {
@@ -283,11 +279,7 @@ impl Store {
     }
 
     /// Deletes what is over, so that the tables stay as large as what is in use.
-    async fn sweep(
-        &self,
-        transaction: &mut Transaction<'static, Sqlite>,
-        now: u64,
-    ) -> Result<(), StoreError> {
+    async fn sweep(&self, transaction: &mut Transaction, now: u64) -> Result<(), StoreError> {
         for query in [
             "DELETE FROM refresh_families WHERE expires <= $1",
             "DELETE FROM refresh_tokens WHERE expires <= $1",
@@ -298,8 +290,8 @@ impl Store {
             sqlx::query(query)
                 .bind(sql(now))
                 .execute(&mut **transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         }
         Ok(())
     }

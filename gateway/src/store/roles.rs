@@ -1,9 +1,8 @@
 //! Roles that projects make for themselves.
 
-use sqlx::{Sqlite, Transaction};
 use towline_proto::{handshake::random_id, names::Project};
 
-use super::{Concern, Store, StoreError, sql, unix};
+use super::{Answered as _, Concern, Store, StoreError, Transaction, sorted, sql, unix};
 use crate::iam::{CustomRole, Permission, Permissions};
 
 /// How many a project may have.
@@ -66,13 +65,14 @@ impl Store {
     /// See [`StoreError`].
     pub async fn roles(&self, project: &Project) -> Result<Vec<RoleRow>, StoreError> {
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT name, title, description, permissions, etag, created FROM roles WHERE project = $1 ORDER BY name",
+            "SELECT name, title, description, permissions, etag, created FROM roles WHERE project = $1",
         )
         .bind(project.as_str())
-        .fetch_all(self.reader())
-        .await
-        .map_err(|error| self.error(error))?;
-        Ok(rows.into_iter().map(|row| role_row(project, row)).collect())
+        .fetch_all(self.reader()?)
+        .answered(self)
+        .await?;
+        let rows = rows.into_iter().map(|row| role_row(project, row)).collect();
+        Ok(sorted(rows, |a: &RoleRow, b| a.role.id.cmp(&b.role.id)))
     }
 
     /// The role of this name.
@@ -94,16 +94,16 @@ impl Store {
         let there: Option<i64> = sqlx::query_scalar("SELECT 1 FROM projects WHERE name = $1")
             .bind(project.as_str())
             .fetch_optional(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         if there.is_none() {
             return Err(RoleError::NoProject(project.clone()));
         }
         let count: i64 = sqlx::query_scalar("SELECT count(*) FROM roles WHERE project = $1")
             .bind(project.as_str())
             .fetch_one(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         if count >= MAX_ROLES {
             return Err(RoleError::TooMany(project.clone()));
         }
@@ -120,8 +120,8 @@ impl Store {
         .bind(&etag)
         .bind(sql(row.created))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         if made.rows_affected() == 0 {
             return Err(RoleError::Exists(row.role.clone()));
         }
@@ -151,8 +151,8 @@ impl Store {
         .bind(names(row.permissions))
         .bind(&etag)
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         if changed.rows_affected() == 0 {
             return Err(if self.has_role(&mut transaction, &row.role).await? {
                 RoleError::Etag(row.role.clone())
@@ -180,8 +180,8 @@ impl Store {
             sqlx::query_as("SELECT resource, bindings FROM policies WHERE project = $1")
                 .bind(role.project.as_str())
                 .fetch_all(&mut *transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         // As JSON writes it: a role's name has nothing to escape, and no other string can end in it and a quote.
         let named = format!("\"role\":\"{role}\"");
         if let Some((resource, _)) = policies
@@ -197,14 +197,14 @@ impl Store {
             .bind(role.project.as_str())
             .bind(&role.id)
             .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         Ok(self.commit(transaction, Concern::Rights).await?)
     }
 
     async fn has_role(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         role: &CustomRole,
     ) -> Result<bool, StoreError> {
         let found: Option<i64> =
@@ -212,8 +212,8 @@ impl Store {
                 .bind(role.project.as_str())
                 .bind(&role.id)
                 .fetch_optional(&mut **transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         Ok(found.is_some())
     }
 }

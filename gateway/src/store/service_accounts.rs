@@ -1,13 +1,13 @@
 //! Service accounts.
 
 use sqlx::{
-    Row as _, Sqlite,
+    Any, Row as _,
+    any::{AnyArguments, AnyRow},
     query::Query,
-    sqlite::{SqliteArguments, SqliteRow},
 };
 use towline_proto::{handshake::random_id, names::Project};
 
-use super::{Concern, Store, StoreError, sql, unix};
+use super::{Answered as _, Concern, Store, StoreError, flag, sorted, sql, unix};
 use crate::iam::{Principal, ServiceAccount};
 
 /// How many a project may have.
@@ -69,9 +69,9 @@ impl Store {
         )
         .bind(account.project.as_str())
         .bind(account.name.as_str())
-        .fetch_optional(self.reader())
-        .await
-        .map_err(|error| self.error(error))?;
+        .fetch_optional(self.reader()?)
+        .answered(self)
+        .await?;
         let found = found.map(|row| self.account(&row)).transpose()?;
         self.cache()
             .remember(account.clone(), found.clone(), writes);
@@ -85,13 +85,19 @@ impl Store {
     pub async fn service_accounts(&self, project: &Project) -> Result<Vec<Account>, StoreError> {
         let rows = sqlx::query(
             "SELECT project, name, display_name, disabled, generation, tokens_not_before, created \
-             FROM service_accounts WHERE project = $1 ORDER BY name",
+             FROM service_accounts WHERE project = $1",
         )
         .bind(project.as_str())
-        .fetch_all(self.reader())
-        .await
-        .map_err(|error| self.error(error))?;
-        rows.iter().map(|row| self.account(row)).collect()
+        .fetch_all(self.reader()?)
+        .answered(self)
+        .await?;
+        let rows = rows
+            .iter()
+            .map(|row| self.account(row))
+            .collect::<Result<_, _>>()?;
+        Ok(sorted(rows, |a: &Account, b| {
+            a.account.name.cmp(&b.account.name)
+        }))
     }
 
     /// Makes a service account.
@@ -110,8 +116,8 @@ impl Store {
         )
         .bind(account.project.as_str())
         .fetch_optional(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         match project {
             None => return Err(ServiceAccountError::NoProject(account.project.clone())),
             Some(count) if count >= i64::from(MOST) => {
@@ -122,7 +128,7 @@ impl Store {
         let made = sqlx::query(
             "INSERT INTO service_accounts \
              (project, name, display_name, disabled, generation, tokens_not_before, created) \
-             VALUES ($1, $2, $3, FALSE, $4, $5, $5) ON CONFLICT DO NOTHING",
+             VALUES ($1, $2, $3, 0, $4, $5, $5) ON CONFLICT DO NOTHING",
         )
         .bind(account.project.as_str())
         .bind(account.name.as_str())
@@ -130,8 +136,8 @@ impl Store {
         .bind(random_id().map_err(|error| self.value(error))?)
         .bind(sql(now))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         if made.rows_affected() == 0 {
             return Err(ServiceAccountError::Exists(account.clone()));
         }
@@ -160,9 +166,9 @@ impl Store {
         disabled: bool,
     ) -> Result<(), ServiceAccountError> {
         let query = if disabled {
-            "UPDATE service_accounts SET disabled = TRUE WHERE project = $1 AND name = $2"
+            "UPDATE service_accounts SET disabled = 1 WHERE project = $1 AND name = $2"
         } else {
-            "UPDATE service_accounts SET disabled = FALSE WHERE project = $1 AND name = $2"
+            "UPDATE service_accounts SET disabled = 0 WHERE project = $1 AND name = $2"
         };
         self.change_account(account, sqlx::query(query), false)
             .await
@@ -191,7 +197,7 @@ impl Store {
     async fn change_account(
         &self,
         account: &ServiceAccount,
-        query: Query<'static, Sqlite, SqliteArguments>,
+        query: Query<'static, Any, AnyArguments>,
         deleted: bool,
     ) -> Result<(), ServiceAccountError> {
         let mut transaction = self.begin().await?;
@@ -205,15 +211,15 @@ impl Store {
             .bind(account.project.as_str().to_owned())
             .bind(account.name.as_str().to_owned())
             .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         if changed.rows_affected() == 0 {
             return Err(ServiceAccountError::Unknown(account.clone()));
         }
         Ok(self.commit(transaction, Concern::Rights).await?)
     }
 
-    fn account(&self, row: &SqliteRow) -> Result<Account, StoreError> {
+    fn account(&self, row: &AnyRow) -> Result<Account, StoreError> {
         let read = || {
             Ok::<_, sqlx::Error>((
                 row.try_get::<String, _>(0)?,
@@ -233,7 +239,7 @@ impl Store {
                 project: project.parse().map_err(|error| self.value(error))?,
             },
             display_name,
-            disabled,
+            disabled: flag(disabled),
             generation,
             tokens_not_before: unix(tokens_not_before),
             created: unix(created),

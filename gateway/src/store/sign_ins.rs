@@ -9,9 +9,9 @@
 
 use std::sync::Arc;
 
-use sqlx::{Row as _, sqlite::SqliteRow};
+use sqlx::{Row as _, any::AnyRow};
 
-use super::{Concern, Store, StoreError, sql, unix};
+use super::{Answered as _, Concern, Store, StoreError, flag, sql, unix};
 use crate::authn::standing::Standing;
 
 /// How many sign-ins a principal may have at a time.
@@ -74,9 +74,9 @@ impl Store {
             "SELECT id, family, standing, revoked, expires FROM sign_ins WHERE id = $1",
         )
         .bind(&id)
-        .fetch_optional(self.reader())
-        .await
-        .map_err(|error| self.error(error))?;
+        .fetch_optional(self.reader()?)
+        .answered(self)
+        .await?;
         let found = found
             .map(|row| self.sign_in_of(&row).map(Arc::new))
             .transpose()?;
@@ -108,8 +108,8 @@ impl Store {
         sqlx::query("DELETE FROM sign_ins WHERE expires <= $1")
             .bind(sql(now))
             .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         sqlx::query(
             "INSERT INTO sign_ins (id, family, principal, realm, standing, revoked, created, expires) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -119,12 +119,12 @@ impl Store {
         .bind(&principal)
         .bind(&realm)
         .bind(&standing)
-        .bind(new.revoked)
+        .bind(i16::from(new.revoked))
         .bind(sql(now))
         .bind(sql(new.expires))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         for (query, oldest, whose, most) in [
             (
                 "SELECT count(*) FROM sign_ins WHERE principal = $1",
@@ -144,15 +144,15 @@ impl Store {
             let count: i64 = sqlx::query_scalar(query)
                 .bind(whose)
                 .fetch_one(&mut *transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
             if count > i64::from(most) {
                 sqlx::query(oldest)
                     .bind(whose)
                     .bind(count - i64::from(most))
                     .execute(&mut *transaction)
-                    .await
-                    .map_err(|error| self.error(error))?;
+                    .answered(self)
+                    .await?;
             }
         }
         Ok(self.commit(transaction, Concern::Tokens).await?)
@@ -165,20 +165,20 @@ impl Store {
     pub async fn revoke_sign_in(&self, id: &str) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         let revoked = sqlx::query(
-            "UPDATE sign_ins SET revoked = TRUE \
-             WHERE NOT revoked AND family IN (SELECT family FROM sign_ins WHERE id = $1)",
+            "UPDATE sign_ins SET revoked = 1 \
+             WHERE revoked = 0 AND family IN (SELECT family FROM sign_ins WHERE id = $1)",
         )
         .bind(id)
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         sqlx::query(
             "DELETE FROM refresh_families WHERE id IN (SELECT family FROM sign_ins WHERE id = $1)",
         )
         .bind(id)
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         // Nobody is woken for what was over before.
         let concern = if revoked.rows_affected() == 0 {
             Concern::Tokens
@@ -188,7 +188,7 @@ impl Store {
         self.commit(transaction, concern).await
     }
 
-    fn sign_in_of(&self, row: &SqliteRow) -> Result<SignIn, StoreError> {
+    fn sign_in_of(&self, row: &AnyRow) -> Result<SignIn, StoreError> {
         let read = || {
             Ok::<_, sqlx::Error>((
                 row.try_get(0)?,
@@ -203,7 +203,7 @@ impl Store {
             id,
             family,
             standing: serde_json::from_str(&standing).map_err(|error| self.value(error))?,
-            revoked,
+            revoked: flag(revoked),
             expires: unix(expires),
         })
     }
@@ -215,6 +215,12 @@ mod tests {
 
     use super::*;
     use crate::authn::standing::{Base, Foreign};
+    use crate::store::testing::{On, on_both};
+
+    on_both! {
+        a_sign_in_is_read_as_it_was_kept_and_ends_with_its_token,
+        nobody_fills_the_disk,
+    }
 
     const NOW: u64 = 1_800_000_000;
 
@@ -239,9 +245,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_sign_in_is_read_as_it_was_kept_and_ends_with_its_token() {
-        let store = Store::in_memory().await.unwrap();
+    async fn a_sign_in_is_read_as_it_was_kept_and_ends_with_its_token(on: On) {
+        let store = on.open().await;
         let kept = sign_in(1, "user:oidc:alice", 2_000);
         store.add_sign_in(&kept, NOW).await.unwrap();
         assert_eq!(
@@ -275,9 +280,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn nobody_fills_the_disk() {
-        let store = Store::in_memory().await.unwrap();
+    async fn nobody_fills_the_disk(on: On) {
+        let store = on.open().await;
         let most = usize::try_from(MOST_OF_PRINCIPAL).unwrap();
         for id in 0..most + 2 {
             let sign_in = sign_in(id, "user:oidc:alice", 0);
@@ -301,7 +305,7 @@ mod tests {
         let mut transaction = store.begin().await.unwrap();
         sqlx::query(
             "WITH RECURSIVE n(i) AS (SELECT 100001 UNION ALL SELECT i + 1 FROM n WHERE i < 100000 + $1) \
-             INSERT INTO sign_ins SELECT i, i, i, 'p', '', FALSE, $2, $2 + 600 FROM n",
+             INSERT INTO sign_ins SELECT i, i, i, 'p', '', 0, $2, $2 + 600 FROM n",
         )
         .bind(i64::from(MOST_OF_REALM))
         .bind(sql(NOW))
@@ -314,7 +318,7 @@ mod tests {
             .await
             .unwrap();
         let left: i64 = sqlx::query_scalar("SELECT count(*) FROM sign_ins WHERE realm = 'p'")
-            .fetch_one(store.reader())
+            .fetch_one(store.reader().unwrap())
             .await
             .unwrap();
         assert_eq!(left, i64::from(MOST_OF_REALM));

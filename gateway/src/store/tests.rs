@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use sqlx::ConnectOptions as _;
+use sqlx::{ConnectOptions as _, sqlite::SqliteConnectOptions};
 use tokio::task::JoinSet;
 use towline_proto::{
     handshake::Hello,
@@ -13,10 +13,33 @@ use super::{
     policies::PolicyError,
     projects::ProjectError,
     refresh::{Authorization, GRACE_SECONDS, Lifetimes, Rotated},
+    testing::{On, on_both},
     users::UserError,
     *,
 };
 use crate::iam::{Binding, Member, Policy, Principal, Role};
+
+on_both! {
+    a_user_lives,
+    a_one_time_code_works_once_and_in_time,
+    nothing_is_stored_that_could_be_used,
+    policies_change_one_at_a_time,
+    a_project_goes_when_it_is_empty,
+    a_registration_token_enrols_one_key,
+    a_token_claims_no_other_name,
+    of_many_keys_at_once_one_is_enrolled,
+    a_membership_tells_since_when,
+    refresh_tokens_rotate,
+    the_grace_ends_when_what_came_of_it_is_used,
+    refresh_tokens_end,
+    an_authorization_code_that_comes_again_ends_what_it_began,
+    an_authorization_code_is_used_up_by_a_wrong_try,
+    whoever_listens_hears_of_what_concerns_rights_and_reads_the_new,
+    what_is_asked_for_often_costs_no_sql,
+    what_was_written_is_there_again,
+}
+
+mod shared;
 
 const NOW: u64 = 1_800_000_000;
 const LIFETIMES: Lifetimes = Lifetimes {
@@ -58,8 +81,8 @@ fn hello(version: &str) -> Hello {
     }
 }
 
-async fn store() -> Store {
-    let store = Store::in_memory().await.unwrap();
+async fn store(on: On) -> Store {
+    let store = on.open().await;
     store
         .create_project(&project(), &alice(), NOW)
         .await
@@ -67,8 +90,8 @@ async fn store() -> Store {
     store
 }
 
-async fn with_user(name: &str) -> Store {
-    let store = store().await;
+async fn with_user(on: On, name: &str) -> Store {
+    let store = store(on).await;
     let user = User {
         name: name.into(),
         groups: vec![],
@@ -80,9 +103,8 @@ async fn with_user(name: &str) -> Store {
     store
 }
 
-#[tokio::test]
-async fn a_user_lives() {
-    let store = with_user("alice").await;
+async fn a_user_lives(on: On) {
+    let store = with_user(on, "alice").await;
     let again = User {
         name: "alice".into(),
         groups: vec![],
@@ -141,9 +163,8 @@ async fn a_user_lives() {
     assert_eq!(store.user("nobody").await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn a_one_time_code_works_once_and_in_time() {
-    let store = with_user("alice").await;
+async fn a_one_time_code_works_once_and_in_time(on: On) {
+    let store = with_user(on, "alice").await;
     assert!(!store.redeem_code("alice", "wrong", "h", NOW).await.unwrap());
     assert!(!store.redeem_code("bob", "code", "h", NOW).await.unwrap());
     assert!(
@@ -186,9 +207,8 @@ async fn a_one_time_code_works_once_and_in_time() {
     );
 }
 
-#[tokio::test]
-async fn nothing_is_stored_that_could_be_used() {
-    let store = with_user("alice").await;
+async fn nothing_is_stored_that_could_be_used(on: On) {
+    let store = with_user(on, "alice").await;
     store
         .register(&edge(), false, "registration-token", NOW, NOW + 60)
         .await
@@ -221,7 +241,7 @@ async fn nothing_is_stored_that_could_be_used() {
     ] {
         let query = sqlx::AssertSqlSafe(format!("SELECT {column} FROM {table}"));
         let stored: Vec<String> = sqlx::query_scalar(query)
-            .fetch_all(store.reader())
+            .fetch_all(store.reader().unwrap())
             .await
             .unwrap();
         assert_eq!(stored.len(), 1, "{table}");
@@ -236,9 +256,8 @@ async fn nothing_is_stored_that_could_be_used() {
     }
 }
 
-#[tokio::test]
-async fn policies_change_one_at_a_time() {
-    let store = store().await;
+async fn policies_change_one_at_a_time(on: On) {
+    let store = store(on).await;
     let first = store.policy(&project()).await.unwrap().unwrap();
     assert_eq!(
         first.bindings,
@@ -287,9 +306,8 @@ async fn policies_change_one_at_a_time() {
     assert_eq!(store.policy(&project()).await.unwrap().unwrap(), stored);
 }
 
-#[tokio::test]
-async fn a_project_goes_when_it_is_empty() {
-    let store = store().await;
+async fn a_project_goes_when_it_is_empty(on: On) {
+    let store = store(on).await;
     assert!(matches!(
         store.create_project(&project(), &alice(), NOW).await,
         Err(ProjectError::Exists(_))
@@ -315,9 +333,8 @@ async fn a_project_goes_when_it_is_empty() {
     ));
 }
 
-#[tokio::test]
-async fn a_registration_token_enrols_one_key() {
-    let store = store().await;
+async fn a_registration_token_enrols_one_key(on: On) {
+    let store = store(on).await;
     let (first, second) = (key(), key());
     store
         .register(&edge(), false, "t", NOW, NOW + 60)
@@ -373,9 +390,8 @@ async fn a_registration_token_enrols_one_key() {
     );
 }
 
-#[tokio::test]
-async fn a_token_claims_no_other_name() {
-    let store = store().await;
+async fn a_token_claims_no_other_name(on: On) {
+    let store = store(on).await;
     let other: Membership = "projects/p/locations/global/memberships/other"
         .parse()
         .unwrap();
@@ -409,10 +425,9 @@ async fn a_token_claims_no_other_name() {
 }
 
 /// On a file, with readers and writers of their own, as in a running gateway.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_keys_at_once_one_is_enrolled() {
+async fn of_many_keys_at_once_one_is_enrolled(on: On) {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("t.db")).await.unwrap();
+    let store = Store::open(&on.lasting(dir.path())).await.unwrap();
     store
         .create_project(&project(), &alice(), NOW)
         .await
@@ -437,9 +452,8 @@ async fn of_many_keys_at_once_one_is_enrolled() {
     );
 }
 
-#[tokio::test]
-async fn a_membership_tells_since_when() {
-    let store = store().await;
+async fn a_membership_tells_since_when(on: On) {
+    let store = store(on).await;
     store
         .register(&edge(), false, "t", NOW, NOW + 60)
         .await
@@ -497,8 +511,8 @@ async fn a_membership_tells_since_when() {
     );
 }
 
-async fn signed_in() -> Store {
-    let store = with_user("alice").await;
+async fn signed_in(on: On) -> Store {
+    let store = with_user(on, "alice").await;
     let bound = Authorization {
         user: "alice".into(),
         client_id: "towline".into(),
@@ -514,9 +528,8 @@ async fn signed_in() -> Store {
     store
 }
 
-#[tokio::test]
-async fn refresh_tokens_rotate() {
-    let store = signed_in().await;
+async fn refresh_tokens_rotate(on: On) {
+    let store = signed_in(on).await;
     let rotate = |token: &'static str, next: &'static str, now: u64| {
         let store = store.clone();
         async move {
@@ -547,9 +560,8 @@ async fn refresh_tokens_rotate() {
     }
 }
 
-#[tokio::test]
-async fn the_grace_ends_when_what_came_of_it_is_used() {
-    let store = signed_in().await;
+async fn the_grace_ends_when_what_came_of_it_is_used(on: On) {
+    let store = signed_in(on).await;
     for (token, next) in [("r1", "r2"), ("r2", "r3")] {
         let rotated = store.rotate_refresh(token, next, LIFETIMES, NOW + 1).await;
         assert!(matches!(rotated.unwrap(), Rotated::Renewed(_)), "{token}");
@@ -558,9 +570,8 @@ async fn the_grace_ends_when_what_came_of_it_is_used() {
     assert_eq!(copied.unwrap(), Rotated::Reused("alice".into()));
 }
 
-#[tokio::test]
-async fn refresh_tokens_end() {
-    let store = signed_in().await;
+async fn refresh_tokens_end(on: On) {
+    let store = signed_in(on).await;
     let rotate = |token: &'static str, next: &'static str, now: u64| {
         let store = store.clone();
         async move {
@@ -576,7 +587,7 @@ async fn refresh_tokens_end() {
     ));
     assert_eq!(rotate("r2", "r3", NOW + 1_999).await, Rotated::Invalid);
 
-    let store = signed_in().await;
+    let store = signed_in(on).await;
     store.revoke_refresh("unknown").await.unwrap();
     store.revoke_refresh("r1").await.unwrap();
     assert_eq!(
@@ -589,7 +600,7 @@ async fn refresh_tokens_end() {
 
     // Disabling and a new password end every sign-in.
     for reset in [true, false] {
-        let store = signed_in().await;
+        let store = signed_in(on).await;
         if reset {
             store.reset_password("alice", "c", NOW + 60).await.unwrap();
         } else {
@@ -613,9 +624,8 @@ async fn refresh_tokens_end() {
     }
 }
 
-#[tokio::test]
-async fn an_authorization_code_that_comes_again_ends_what_it_began() {
-    let store = signed_in().await;
+async fn an_authorization_code_that_comes_again_ends_what_it_began(on: On) {
+    let store = signed_in(on).await;
     assert_eq!(
         store
             .redeem_authorization("code", "x", LIFETIMES, NOW, |_| true)
@@ -632,9 +642,8 @@ async fn an_authorization_code_that_comes_again_ends_what_it_began() {
     );
 }
 
-#[tokio::test]
-async fn an_authorization_code_is_used_up_by_a_wrong_try() {
-    let store = with_user("alice").await;
+async fn an_authorization_code_is_used_up_by_a_wrong_try(on: On) {
+    let store = with_user(on, "alice").await;
     let bound = Authorization {
         user: "alice".into(),
         client_id: "towline".into(),
@@ -666,9 +675,8 @@ async fn an_authorization_code_is_used_up_by_a_wrong_try() {
     );
 }
 
-#[tokio::test]
-async fn whoever_listens_hears_of_what_concerns_rights_and_reads_the_new() {
-    let store = with_user("alice").await;
+async fn whoever_listens_hears_of_what_concerns_rights_and_reads_the_new(on: On) {
+    let store = with_user(on, "alice").await;
     let mut changes = store.changes();
     store
         .register(&edge(), false, "t", NOW, NOW + 60)
@@ -711,9 +719,8 @@ async fn whoever_listens_hears_of_what_concerns_rights_and_reads_the_new() {
     assert_eq!(store.user("alice").await.unwrap().unwrap().groups, ["dev"]);
 }
 
-#[tokio::test]
-async fn what_is_asked_for_often_costs_no_sql() {
-    let store = with_user("alice").await;
+async fn what_is_asked_for_often_costs_no_sql(on: On) {
+    let store = with_user(on, "alice").await;
     store
         .register(&edge(), false, "t", NOW, NOW + 60)
         .await
@@ -750,13 +757,13 @@ fn regression_a_late_reader_does_not_remember_the_old() {
 async fn a_full_database_says_so_and_keeps_what_it_had() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("t.db");
-    let store = Store::open(&file).await.unwrap();
+    let store = Store::open_file(&file).await.unwrap();
     store
         .create_project(&project(), &alice(), NOW)
         .await
         .unwrap();
     sqlx::query("PRAGMA max_page_count = 1")
-        .execute(&store.inner.writer)
+        .execute(&store.inner.pools.writer)
         .await
         .unwrap();
     let mut policy = store.policy(&project()).await.unwrap().unwrap();
@@ -771,7 +778,7 @@ async fn a_full_database_says_so_and_keeps_what_it_had() {
         .await
         .unwrap_err();
     assert!(
-        matches!(&error, PolicyError::Store(StoreError::Full(named, _)) if *named == file),
+        matches!(&error, PolicyError::Store(StoreError::Full(named, _)) if *named == Database::Sqlite(file.clone())),
         "{error:?}"
     );
     assert!(error.to_string().contains("t.db is full"), "{error}");
@@ -796,9 +803,9 @@ async fn a_full_database_says_so_and_keeps_what_it_had() {
 async fn a_locked_database_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("t.db");
-    let store = Store::open(&file).await.unwrap();
+    let store = Store::open_file(&file).await.unwrap();
     sqlx::query("PRAGMA busy_timeout = 0")
-        .execute(&store.inner.writer)
+        .execute(&store.inner.pools.writer)
         .await
         .unwrap();
     let mut other = SqliteConnectOptions::new()
@@ -815,7 +822,7 @@ async fn a_locked_database_says_so() {
         .await
         .unwrap_err();
     assert!(
-        matches!(&error, ProjectError::Store(StoreError::Locked(named, _)) if *named == file),
+        matches!(&error, ProjectError::Store(StoreError::Locked(named, _)) if *named == Database::Sqlite(file.clone())),
         "{error:?}"
     );
     sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
@@ -831,20 +838,19 @@ async fn what_is_no_database_is_named_and_left() {
     let file = dir.path().join("t.db");
     let text = "not a database, but long enough to be one ".repeat(100);
     std::fs::write(&file, &text).unwrap();
-    let error = Store::open(&file).await.unwrap_err();
+    let error = Store::open_file(&file).await.unwrap_err();
     assert!(matches!(error, StoreError::Damaged(..)), "{error:?}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
-    let error = Store::open(&dir.path().join("none").join("t.db"))
+    let error = Store::open_file(&dir.path().join("none").join("t.db"))
         .await
         .unwrap_err();
     assert!(matches!(error, StoreError::Open(..)), "{error:?}");
 }
 
-#[tokio::test]
-async fn what_was_written_is_there_again() {
+async fn what_was_written_is_there_again(on: On) {
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("t.db");
-    let store = Store::open(&file).await.unwrap();
+    let database = on.lasting(dir.path());
+    let store = Store::open(&database).await.unwrap();
     store
         .create_project(&project(), &alice(), NOW)
         .await
@@ -852,7 +858,7 @@ async fn what_was_written_is_there_again() {
     let before = store.policy(&project()).await.unwrap();
     store.close().await;
     drop(store);
-    let store = Store::open(&file).await.unwrap();
+    let store = Store::open(&database).await.unwrap();
     assert_eq!(store.policy(&project()).await.unwrap(), before);
     assert_eq!(Arc::strong_count(&store.inner), 1);
 }

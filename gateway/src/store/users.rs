@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{Row as _, Sqlite, Transaction, sqlite::SqliteRow};
+use sqlx::{Row as _, any::AnyRow};
 
-use super::{Concern, Store, StoreError, hash, sql, unix};
+use super::{
+    Answered as _, Concern, Store, StoreError, Transaction, flag, hash, sorted, sql, unix,
+};
 
 /// A user, without the password.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,19 +65,18 @@ impl Store {
         let found =
             sqlx::query("SELECT name, disabled, operator, created FROM users WHERE name = $1")
                 .bind(&name)
-                .fetch_optional(self.reader())
-                .await
-                .map_err(|error| self.error(error))?;
+                .fetch_optional(self.reader()?)
+                .answered(self)
+                .await?;
         let user = match found {
             None => None,
             Some(row) => {
-                let groups = sqlx::query_scalar(
-                    "SELECT group_name FROM user_groups WHERE user_name = $1 ORDER BY group_name",
-                )
-                .bind(&name)
-                .fetch_all(self.reader())
-                .await
-                .map_err(|error| self.error(error))?;
+                let groups =
+                    sqlx::query_scalar("SELECT group_name FROM user_groups WHERE user_name = $1")
+                        .bind(&name)
+                        .fetch_all(self.reader()?)
+                        .answered(self)
+                        .await?;
                 Some(user(&row, groups).map_err(|error| self.error(error))?)
             }
         };
@@ -88,22 +89,21 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn users(&self) -> Result<Vec<User>, StoreError> {
+        let reader = self.reader()?;
         let read = async {
             let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
-            let rows =
-                sqlx::query("SELECT user_name, group_name FROM user_groups ORDER BY group_name")
-                    .fetch_all(self.reader())
-                    .await?;
+            let rows = sqlx::query("SELECT user_name, group_name FROM user_groups")
+                .fetch_all(reader)
+                .await?;
             for row in rows {
                 groups
                     .entry(row.try_get(0)?)
                     .or_default()
                     .push(row.try_get(1)?);
             }
-            let rows =
-                sqlx::query("SELECT name, disabled, operator, created FROM users ORDER BY name")
-                    .fetch_all(self.reader())
-                    .await?;
+            let rows = sqlx::query("SELECT name, disabled, operator, created FROM users")
+                .fetch_all(reader)
+                .await?;
             rows.iter()
                 .map(|row| {
                     user(
@@ -115,7 +115,8 @@ impl Store {
                 })
                 .collect::<Result<_, _>>()
         };
-        read.await.map_err(|error| self.error(error))
+        let users = read.answered(self).await?;
+        Ok(sorted(users, |a: &User, b| a.name.cmp(&b.name)))
     }
 
     /// Makes a user that sets a password with `code` until `expires`.
@@ -129,12 +130,12 @@ impl Store {
              ON CONFLICT DO NOTHING",
         )
         .bind(&new.name)
-        .bind(new.disabled)
-        .bind(new.operator)
+        .bind(i16::from(new.disabled))
+        .bind(i16::from(new.operator))
         .bind(sql(new.created))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         if made.rows_affected() == 0 {
             return Err(UserError::Exists(new.name.clone()));
         }
@@ -152,21 +153,21 @@ impl Store {
     pub async fn set_disabled(&self, name: &str, disabled: bool) -> Result<(), UserError> {
         let mut transaction = self.begin().await?;
         let operators: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM users WHERE operator AND NOT disabled AND name <> $1",
+            "SELECT count(*) FROM users WHERE operator = 1 AND disabled = 0 AND name <> $1",
         )
         .bind(name)
         .fetch_one(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
-        let operator: Option<bool> =
+        .answered(self)
+        .await?;
+        let operator: Option<i16> =
             sqlx::query_scalar("SELECT operator FROM users WHERE name = $1")
                 .bind(name)
                 .fetch_optional(&mut *transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         match operator {
             None => return Err(UserError::Unknown(name.to_owned())),
-            Some(true) if disabled && operators == 0 => {
+            Some(operator) if disabled && flag(operator) && operators == 0 => {
                 return Err(UserError::LastOperator(name.to_owned()));
             }
             Some(_) => {}
@@ -198,8 +199,8 @@ impl Store {
         let found = sqlx::query("UPDATE users SET password = NULL WHERE name = $1")
             .bind(name)
             .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         if found.rows_affected() == 0 {
             return Err(UserError::Unknown(name.to_owned()));
         }
@@ -223,8 +224,8 @@ impl Store {
         let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM users WHERE name = $1")
             .bind(name)
             .fetch_optional(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         if found.is_none() {
             return Err(UserError::Unknown(name.to_owned()));
         }
@@ -234,8 +235,8 @@ impl Store {
                 .bind(name)
                 .bind(group)
                 .execute(&mut *transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         }
         Ok(self.commit(transaction, Concern::Rights).await?)
     }
@@ -245,24 +246,25 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn credentials(&self, name: &str) -> Result<Option<Credentials>, StoreError> {
+        let reader = self.reader()?;
         let read = async {
             let row = sqlx::query(
                 "SELECT u.password, u.disabled, c.expires FROM users u \
                  LEFT JOIN one_time_codes c ON c.user_name = u.name WHERE u.name = $1",
             )
             .bind(name)
-            .fetch_optional(self.reader())
+            .fetch_optional(reader)
             .await?;
             row.map(|row| {
                 Ok(Credentials {
                     password: row.try_get(0)?,
-                    disabled: row.try_get(1)?,
+                    disabled: flag(row.try_get(1)?),
                     code_until: row.try_get::<Option<i64>, _>(2)?.map(unix),
                 })
             })
             .transpose()
         };
-        read.await.map_err(|error| self.error(error))
+        read.answered(self).await
     }
 
     /// Uses up a one-time code and sets the password. `false` when the code is not this user's, used or over.
@@ -284,17 +286,17 @@ impl Store {
         .bind(hash(code))
         .bind(sql(now))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         if used.rows_affected() == 0 {
             return Ok(false);
         }
-        let set = sqlx::query("UPDATE users SET password = $2 WHERE name = $1 AND NOT disabled")
+        let set = sqlx::query("UPDATE users SET password = $2 WHERE name = $1 AND disabled = 0")
             .bind(name)
             .bind(password)
             .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         if set.rows_affected() == 0 {
             return Ok(false);
         }
@@ -304,7 +306,7 @@ impl Store {
 
     async fn insert_groups(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         name: &str,
         groups: &[String],
     ) -> Result<(), StoreError> {
@@ -313,15 +315,15 @@ impl Store {
                 .bind(name)
                 .bind(group)
                 .execute(&mut **transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         }
         Ok(())
     }
 
     async fn replace_code(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         name: &str,
         code: &str,
         expires: u64,
@@ -334,53 +336,50 @@ impl Store {
         .bind(hash(code))
         .bind(sql(expires))
         .execute(&mut **transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         Ok(())
     }
 
     /// Ends every sign-in, those that are under way included, and the access tokens that came of them.
-    async fn sign_out(
-        &self,
-        transaction: &mut Transaction<'static, Sqlite>,
-        name: &str,
-    ) -> Result<(), StoreError> {
+    async fn sign_out(&self, transaction: &mut Transaction, name: &str) -> Result<(), StoreError> {
         for query in [
             "DELETE FROM refresh_families WHERE user_name = $1",
             "DELETE FROM authorization_codes WHERE user_name = $1",
-            "UPDATE sign_ins SET revoked = TRUE WHERE NOT revoked AND principal = 'user:' || $1",
+            "UPDATE sign_ins SET revoked = 1 WHERE revoked = 0 AND principal = 'user:' || $1",
         ] {
             sqlx::query(query)
                 .bind(name)
                 .execute(&mut **transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         }
         Ok(())
     }
 
     async fn execute_for(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         query: &'static str,
         name: &str,
         value: bool,
     ) -> Result<(), StoreError> {
         sqlx::query(query)
             .bind(name)
-            .bind(value)
+            .bind(i16::from(value))
             .execute(&mut **transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+            .answered(self)
+            .await?;
         Ok(())
     }
 }
 
-fn user(row: &SqliteRow, groups: Vec<String>) -> Result<User, sqlx::Error> {
+fn user(row: &AnyRow, mut groups: Vec<String>) -> Result<User, sqlx::Error> {
+    groups.sort();
     Ok(User {
         name: row.try_get(0)?,
-        disabled: row.try_get(1)?,
-        operator: row.try_get(2)?,
+        disabled: flag(row.try_get(1)?),
+        operator: flag(row.try_get(2)?),
         created: unix(row.try_get(3)?),
         groups,
     })

@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use sqlx::{
-    Row as _, Sqlite,
+    Any, Row as _,
+    any::{AnyArguments, AnyRow},
     query::Query,
-    sqlite::{SqliteArguments, SqliteRow},
 };
 use towline_proto::{handshake::random_id, names::Project};
 
-use super::{Concern, Store, StoreError, sql, unix};
+use super::{Answered as _, Concern, Store, StoreError, flag, sorted, sql, unix};
 use crate::{authn::workload::Provider, iam::Pool};
 
 /// How many pools a project may have.
@@ -100,13 +100,14 @@ impl Store {
     /// See [`StoreError`].
     pub async fn pools(&self, project: &Project) -> Result<Vec<PoolRow>, StoreError> {
         let rows = sqlx::query(
-            "SELECT name, display_name, disabled, created FROM workload_pools WHERE project = $1 ORDER BY name",
+            "SELECT name, display_name, disabled, created FROM workload_pools WHERE project = $1",
         )
         .bind(project.as_str())
-        .fetch_all(self.reader())
-        .await
-        .map_err(|error| self.error(error))?;
-        rows.iter()
+        .fetch_all(self.reader()?)
+        .answered(self)
+        .await?;
+        let rows = rows
+            .iter()
             .map(|row| {
                 let read = || {
                     Ok::<_, sqlx::Error>((
@@ -118,17 +119,18 @@ impl Store {
                 };
                 let (name, display_name, disabled, created) =
                     read().map_err(|error| self.error(error))?;
-                Ok(PoolRow {
+                Ok::<_, StoreError>(PoolRow {
                     pool: Pool {
                         project: project.clone(),
                         id: name.parse().map_err(|error| self.value(error))?,
                     },
                     display_name,
-                    disabled,
+                    disabled: flag(disabled),
                     created: unix(created),
                 })
             })
-            .collect()
+            .collect::<Result<_, _>>()?;
+        Ok(sorted(rows, |a: &PoolRow, b| a.pool.id.cmp(&b.pool.id)))
     }
 
     /// All providers of a project. From memory, mostly.
@@ -143,17 +145,22 @@ impl Store {
         let rows = sqlx::query(
             "SELECT q.pool, q.name, q.settings, q.disabled, p.disabled, q.generation, q.created \
              FROM workload_providers q JOIN workload_pools p ON p.project = q.project AND p.name = q.pool \
-             WHERE q.project = $1 ORDER BY q.pool, q.name",
+             WHERE q.project = $1",
         )
         .bind(project.as_str())
-        .fetch_all(self.reader())
-        .await
-        .map_err(|error| self.error(error))?;
+        .fetch_all(self.reader()?)
+        .answered(self)
+        .await?;
         let providers: Result<Vec<_>, StoreError> = rows
             .iter()
             .map(|row| self.provider_of(project, row).map(Arc::new))
             .collect();
-        let providers = Arc::new(providers?);
+        let providers = sorted(providers?, |a, b| {
+            let of =
+                |row: &Arc<ProviderRow>| (row.provider.pool.id.clone(), row.provider.id.clone());
+            of(a).cmp(&of(b))
+        });
+        let providers = Arc::new(providers);
         self.cache()
             .remember(project.clone(), Some(Arc::clone(&providers)), writes);
         Ok(providers)
@@ -186,8 +193,8 @@ impl Store {
             sqlx::query_scalar("SELECT count(*) FROM workload_pools WHERE project = $1")
                 .bind(pool.project.as_str())
                 .fetch_one(&mut *transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         if count >= i64::from(MOST_POOLS) {
             return Err(WorkloadIdentityError::TooMany {
                 project: pool.project.clone(),
@@ -197,15 +204,15 @@ impl Store {
         }
         let made = sqlx::query(
             "INSERT INTO workload_pools (project, name, display_name, disabled, created) \
-             SELECT name, $2, $3, FALSE, $4 FROM projects WHERE name = $1 ON CONFLICT DO NOTHING",
+             SELECT name, $2, $3, 0, $4 FROM projects WHERE name = $1 ON CONFLICT DO NOTHING",
         )
         .bind(pool.project.as_str())
         .bind(pool.id.as_str())
         .bind(display_name)
         .bind(sql(now))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         if made.rows_affected() == 0 {
             return Err(WorkloadIdentityError::Exists(pool.to_string()));
         }
@@ -236,7 +243,7 @@ impl Store {
             sqlx::query("UPDATE workload_pools SET disabled = $3 WHERE project = $1 AND name = $2")
                 .bind(pool.project.as_str().to_owned())
                 .bind(pool.id.as_str().to_owned())
-                .bind(disabled);
+                .bind(i16::from(disabled));
         self.change_workloads(query, pool, None).await
     }
 
@@ -257,8 +264,8 @@ impl Store {
             sqlx::query_scalar("SELECT count(*) FROM workload_providers WHERE project = $1")
                 .bind(project.as_str())
                 .fetch_one(&mut *transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         if count >= i64::from(MOST_PROVIDERS) {
             return Err(WorkloadIdentityError::TooMany {
                 project: project.clone(),
@@ -271,8 +278,8 @@ impl Store {
                 .bind(project.as_str())
                 .bind(id.as_str())
                 .fetch_optional(&mut *transaction)
-                .await
-                .map_err(|error| self.error(error))?;
+                .answered(self)
+                .await?;
         if pool.is_none() {
             return Err(WorkloadIdentityError::Unknown(provider.pool.to_string()));
         }
@@ -284,12 +291,12 @@ impl Store {
         .bind(id.as_str())
         .bind(provider.id.as_str())
         .bind(self.settings(settings)?)
-        .bind(disabled)
+        .bind(i16::from(disabled))
         .bind(random_id().map_err(|error| self.value(error))?)
         .bind(sql(now))
         .execute(&mut *transaction)
-        .await
-        .map_err(|error| self.error(error))?;
+        .answered(self)
+        .await?;
         if made.rows_affected() == 0 {
             return Err(WorkloadIdentityError::Exists(provider.to_string()));
         }
@@ -314,7 +321,7 @@ impl Store {
         .bind(provider.pool.id.as_str().to_owned())
         .bind(provider.id.as_str().to_owned())
         .bind(self.settings(settings)?)
-        .bind(disabled)
+        .bind(i16::from(disabled))
         .bind(random_id().map_err(|error| self.value(error))?);
         self.change_workloads(query, provider, None).await
     }
@@ -336,7 +343,7 @@ impl Store {
     /// The policy goes with a pool that is deleted.
     async fn change_workloads(
         &self,
-        query: Query<'static, Sqlite, SqliteArguments>,
+        query: Query<'static, Any, AnyArguments>,
         name: &impl ToString,
         deleted: Option<&Pool>,
     ) -> Result<(), WorkloadIdentityError> {
@@ -345,10 +352,7 @@ impl Store {
         if let Some(pool) = deleted {
             self.delete_policy(&mut transaction, &pool.into()).await?;
         }
-        let changed = query
-            .execute(&mut *transaction)
-            .await
-            .map_err(|error| self.error(error))?;
+        let changed = query.execute(&mut *transaction).answered(self).await?;
         if changed.rows_affected() == 0 {
             return Err(WorkloadIdentityError::Unknown(name));
         }
@@ -359,7 +363,7 @@ impl Store {
         serde_json::to_string(settings).map_err(|error| self.value(error))
     }
 
-    fn provider_of(&self, project: &Project, row: &SqliteRow) -> Result<ProviderRow, StoreError> {
+    fn provider_of(&self, project: &Project, row: &AnyRow) -> Result<ProviderRow, StoreError> {
         let read = || {
             Ok::<_, sqlx::Error>((
                 row.try_get::<String, _>(0)?,
@@ -382,8 +386,8 @@ impl Store {
                 id: name.parse().map_err(|error| self.value(error))?,
             },
             settings: serde_json::from_str(&settings).map_err(|error| self.value(error))?,
-            disabled,
-            pool_disabled,
+            disabled: flag(disabled),
+            pool_disabled: flag(pool_disabled),
             generation,
             created: unix(created),
         })
