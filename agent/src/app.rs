@@ -308,7 +308,11 @@ impl App {
         let mut facts = KnownFacts::new();
         let mut may_redeem = !self.key_is_new && self.registration.token.is_some();
         while !shutdown.is_cancelled() {
-            let opening = async { self.opener.open(facts.fresh(&self.cluster).await).await };
+            let opening = async {
+                self.opener
+                    .open(facts.fresh(&self.cluster).await, &[])
+                    .await
+            };
             let began = Instant::now();
             let opened = tokio::select! {
                 biased;

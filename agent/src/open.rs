@@ -1,11 +1,16 @@
 //! A session's opening, and its other connections: hello, proof, and what either end learns of the other's clock.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    io,
+    sync::{
+        Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
 };
 
 use http::StatusCode;
+use tokio::{io::AsyncWriteExt as _, time::timeout};
 use towline_proto::{
     handshake::{Facts, HandshakeError, NoRandomness, Opened, Opening, Resumption, ResumptionKey},
     jws::{KeyPair, PublicKey},
@@ -22,6 +27,9 @@ use crate::{
 /// From how many seconds of difference on the operator is told to set the clock.
 const WORTH_A_WARNING: u64 = 60;
 
+/// How long a new connection may take to take the first bytes.
+const CONFIRMING: Duration = Duration::from_secs(5);
+
 /// Why a session isn't opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -34,6 +42,9 @@ pub enum OpenError {
     /// No random bytes.
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
+    /// The connection broke right after the 101.
+    #[error("the connection to the gateway broke before the session began")]
+    Confirm(#[source] io::Error),
     /// The session doesn't take the connection.
     #[error(transparent)]
     Resume(#[from] ResumeError),
@@ -47,7 +58,7 @@ impl OpenError {
             Self::Dial(DialError::Refused { status, time, .. }) => {
                 time.is_none() && status.is_client_error()
             }
-            Self::Dial(_) | Self::Randomness(_) => false,
+            Self::Dial(_) | Self::Randomness(_) | Self::Confirm(_) => false,
             Self::Handshake(_) | Self::Resume(_) => true,
         }
     }
@@ -104,22 +115,38 @@ impl Opener {
         &self.key
     }
 
-    /// Opens a session.
+    /// Opens a session, at another replica than these.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub async fn open(&self, facts: &Facts) -> Result<(Opened, Session), OpenError> {
+    pub async fn open(
+        &self,
+        facts: &Facts,
+        avoid: &[String],
+    ) -> Result<(Opened, Session), OpenError> {
         let (opening, switched) = self
             .dial(|now| {
                 let membership = self.membership.clone();
-                Ok(Opening::new(&self.key, membership, self.root, facts, now)?)
+                Ok(Opening::avoiding(
+                    &self.key, membership, self.root, facts, avoid, now,
+                )?)
             })
             .await?;
         let (chain, proof) = (&switched.chain, &switched.proof);
         let opened = opening.finish(self.root, chain, proof, clock::unix_now())?;
         self.set_offset(opened.time);
         tracing::info!(session = opened.session, carrier = ?*lock(&self.carrier), "session open");
-        let session = Session::new(opened.session.clone(), switched.connection);
+        let mut connection = switched.connection;
+        let confirmed = async {
+            connection.write_all(opened.confirmation.bytes()).await?;
+            connection.flush().await
+        };
+        timeout(CONFIRMING, confirmed)
+            .await
+            .map_err(|_| io::ErrorKind::TimedOut.into())
+            .flatten()
+            .map_err(OpenError::Confirm)?;
+        let session = Session::new(opened.session.clone(), connection);
         Ok((opened, session))
     }
 

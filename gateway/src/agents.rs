@@ -2,8 +2,9 @@
 //!
 //! Threat: somebody serves a cluster that isn't theirs, or takes a session over.
 //! Decision: the key that was enrolled for a membership is looked up by the name that the hello claims, and only
-//! a hello signed by that key, made within a minute and seen for the first time, opens a session. To go on with a
-//! session takes all of that, the same key, and the session's own secret.
+//! a hello signed by that key, made within a minute and seen for the first time, opens a session, and only once the
+//! other end has shown on the connection that the hello is its own. To go on with a session takes all of that, the same
+//! key, and the session's own secret.
 //! Consequence: a second agent that claims a name is refused, and an agent can't become another cluster. A membership
 //! that is deleted or registered anew ends its sessions at their next connection at the latest.
 
@@ -19,7 +20,7 @@ use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use towline_proto::{
-    handshake::{self, HandshakeError},
+    handshake::{self, HandshakeError, Here},
     names::Membership,
 };
 
@@ -60,6 +61,10 @@ enum Refused {
         "membership {0} has {MAX_SESSIONS} sessions here, and may have no more; end agents that are not needed"
     )]
     TooMany(Membership),
+    #[error("the agent has a session at this replica; dial again to reach another")]
+    Elsewhere,
+    #[error("this replica is going and opens no new session; dial again to reach another")]
+    Leaving,
     #[error("session {0} is not here; open a new one")]
     Gone(String),
     #[error("the gateway can't look the membership up just now")]
@@ -77,7 +82,8 @@ impl Refused {
             Self::Unknown(_) | Self::Handshake(_) => StatusCode::FORBIDDEN,
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Gone(_) => StatusCode::GONE,
-            Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Elsewhere => StatusCode::MISDIRECTED_REQUEST,
+            Self::Leaving | Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -206,7 +212,11 @@ async fn accept(
         return Err(Refused::Repeated);
     }
     let (signing, chain) = gateway.keys.signing_with_chain();
-    let grace = gateway.config.session_grace;
+    let here = Here {
+        replica: gateway.replicas.id(),
+        replicas: u32::try_from(gateway.replicas.live()).unwrap_or(u32::MAX),
+        grace: gateway.config.session_grace,
+    };
     let (proof, purpose) = if let Some(resume) = &hello.resume {
         let gone = || Refused::Gone(resume.session.chars().take(64).collect());
         let tunnel = gateway
@@ -227,7 +237,8 @@ async fn accept(
             &hello,
             resume,
             key,
-            (ours, grace, now),
+            &here,
+            (ours, now),
         );
         let resumption = Resumption {
             tunnel,
@@ -236,10 +247,16 @@ async fn accept(
         };
         (proof, Purpose::Resume(resumption))
     } else {
+        if gateway.leaving.is_cancelled() {
+            return Err(Refused::Leaving);
+        }
+        if here.replicas > 1 && hello.avoid.iter().any(|named| named == here.replica) {
+            return Err(Refused::Elsewhere);
+        }
         if !gateway.tunnels.room(&hello.membership) {
             return Err(Refused::TooMany(hello.membership));
         }
-        let accepted = handshake::accept(&signing, &statement, &hello, grace, now)
+        let accepted = handshake::accept(&signing, &statement, &hello, &here, now)
             .map_err(Refused::Handshake)?;
         let proof = accepted.proof.clone();
         let beginning = Beginning {

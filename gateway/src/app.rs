@@ -68,6 +68,8 @@ pub struct Gateway {
     pub tasks: TaskTracker,
     /// Owns the public port's connections.
     pub connections: TaskTracker,
+    /// Cancelled when the gateway is told to end: it opens no new session.
+    pub leaving: CancellationToken,
     /// Cancelled when the gateway begins to drain.
     pub drain: CancellationToken,
 }
@@ -177,6 +179,7 @@ impl Gateway {
             requests: admin::Requests::default(),
             tasks: TaskTracker::new(),
             connections: TaskTracker::new(),
+            leaving: CancellationToken::new(),
             drain: CancellationToken::new(),
         });
         let mut loops = vec![
@@ -255,6 +258,7 @@ impl Running {
     /// Drains: readiness goes off, connections finish what they have, running streams go on up to the limit.
     pub async fn drain(self) {
         let gateway = &self.gateway;
+        gateway.leaving.cancel();
         gateway.drain.cancel();
         gateway.connections.close();
         let limit = gateway.config.drain_limit;

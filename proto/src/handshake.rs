@@ -10,12 +10,17 @@
 //! Whoever asks proves the agent's key, as at the beginning, and that it knows the secret of this session; the proof
 //! says that the gateway knows it, too. Both are over the hello's own number, so each is good once.
 //!
+//! Threat: a hello is accepted once, but each replica of a gateway only knows those that it has seen itself; whoever
+//! replays one at another replica would be sent callers' requests, though it could answer none of them.
+//! Decision: the first bytes on a new session's connection are the agent's [`Confirmation`], which takes the private half
+//! of the hello's share.
+//! Consequence: a hello without it is worth a connection for a few seconds, and no session.
+//!
 //! The hello travels in [`HELLO`] of the agent's `GET /agent/v1/connect`, chain and proof in [`CHAIN`] and
 //! [`PROOF`] of the `101 Switching Protocols`.
 
 use std::{sync::Arc, time::Duration};
 
-use aws_lc_rs::{agreement, digest, hkdf, hmac};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +30,10 @@ use crate::{
     keys::{Chain, InvalidChain},
     names::Membership,
 };
+pub use secrets::{Confirmation, ResumptionKey};
+use secrets::{Share, holds};
+
+mod secrets;
 
 /// The protocol that the agent asks for in `Upgrade`.
 pub const PROTOCOL: &str = "towline";
@@ -33,7 +42,7 @@ pub const PROTOCOL: &str = "towline";
 pub const VERSION_HEADER: &str = "towline-version";
 
 /// The version that this code speaks.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Request header: the agent's [`Hello`].
 pub const HELLO: &str = "towline-hello";
@@ -53,6 +62,12 @@ pub const GRACE: Duration = Duration::from_secs(60);
 
 /// How far a hello's time may be from the gateway's, in seconds.
 pub const HELLO_SECONDS: u64 = 60;
+
+/// How many replicas a hello may name as those that it isn't for.
+pub const MAX_AVOIDED: usize = 8;
+
+/// The longest name of a replica, in bytes.
+pub const MAX_REPLICA: usize = 64;
 
 /// How far an agent's clock may be from the gateway's before the agent refuses, in seconds.
 ///
@@ -86,6 +101,9 @@ pub struct Hello {
     /// The session to go on with, where it is not a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<Resume>,
+    /// Replicas that it is not for: this agent has sessions there, or they are going.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub avoid: Vec<String>,
 }
 
 /// Which session an agent goes on with, and from where.
@@ -125,6 +143,10 @@ pub struct Proof {
     pub share: String,
     /// How long the session is kept without a connection, in seconds.
     pub grace: u64,
+    /// Which replica of the gateway the session is at.
+    pub replica: String,
+    /// How many replicas there are.
+    pub replicas: u32,
     /// Where it is not a new session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed: Option<Resumed>,
@@ -144,106 +166,6 @@ pub fn random_id() -> Result<String, NoRandomness> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the system gave no random bytes")]
 pub struct NoRandomness;
-
-/// One end's half of the key agreement; used up by the handshake.
-pub struct Share {
-    private: agreement::EphemeralPrivateKey,
-    public: String,
-}
-
-impl Share {
-    /// A fresh share.
-    ///
-    /// # Errors
-    /// The system has no randomness to give.
-    pub fn generate() -> Result<Self, NoRandomness> {
-        let private = agreement::EphemeralPrivateKey::generate(
-            &agreement::X25519,
-            &aws_lc_rs::rand::SystemRandom::new(),
-        )
-        .map_err(|_| NoRandomness)?;
-        let public = private.compute_public_key().map_err(|_| NoRandomness)?;
-        Ok(Self {
-            private,
-            public: BASE64URL.encode(public),
-        })
-    }
-
-    /// What the other end is sent.
-    pub fn public(&self) -> &str {
-        &self.public
-    }
-
-    fn agree(
-        self,
-        peer: &str,
-        hello: &str,
-        proof: &str,
-    ) -> Result<(SessionKey, ResumptionKey), HandshakeError> {
-        let peer = BASE64URL.decode(peer).map_err(|_| HandshakeError::Share)?;
-        let peer = agreement::UnparsedPublicKey::new(&agreement::X25519, peer);
-        let mut transcript = digest::Context::new(&digest::SHA256);
-        transcript.update(hello.as_bytes());
-        transcript.update(b"\n");
-        transcript.update(proof.as_bytes());
-        let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, transcript.finish().as_ref());
-        agreement::agree_ephemeral(self.private, peer, HandshakeError::Share, |secret| {
-            let secret = salt.extract(secret);
-            let key = |label: &[u8]| {
-                secret
-                    .expand(&[label], hmac::HMAC_SHA256)
-                    .map(hmac::Key::from)
-                    .map_err(|_| HandshakeError::Share)
-            };
-            let requests = SessionKey::new(key(b"towline request mac v1")?);
-            let resumption = ResumptionKey(key(b"towline resumption v1")?);
-            Ok((requests, resumption))
-        })
-    }
-}
-
-/// Proves either end of a session to the other when it gets another connection.
-pub struct ResumptionKey(hmac::Key);
-
-impl std::fmt::Debug for ResumptionKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ResumptionKey")
-    }
-}
-
-impl ResumptionKey {
-    /// Over the hello's own number, so that no MAC is good for a second one.
-    fn of_agent(&self, jti: &str, session: &str, generation: u64, position: u64) -> hmac::Context {
-        let mut context = hmac::Context::with_key(&self.0);
-        context.update(b"agent");
-        for field in [jti, session] {
-            context.update(&(field.len() as u64).to_be_bytes());
-            context.update(field.as_bytes());
-        }
-        for number in [generation, position] {
-            context.update(&number.to_be_bytes());
-        }
-        context
-    }
-
-    /// Over the hello that it answers, which names the session.
-    fn of_gateway(&self, hello: &str, position: u64) -> hmac::Context {
-        let mut context = hmac::Context::with_key(&self.0);
-        context.update(b"gateway");
-        context.update(&position.to_be_bytes());
-        context.update(fingerprint(hello.as_bytes()).as_bytes());
-        context
-    }
-}
-
-/// Whether `mac` is what `context` comes to.
-fn holds(context: hmac::Context, mac: &str) -> Result<(), HandshakeError> {
-    let mac = BASE64URL
-        .decode(mac)
-        .map_err(|_| HandshakeError::Resumption)?;
-    aws_lc_rs::constant_time::verify_slices_are_equal(context.sign().as_ref(), &mac)
-        .map_err(|_| HandshakeError::Resumption)
-}
 
 /// Why a handshake fails.
 #[derive(Debug, thiserror::Error)]
@@ -291,6 +213,14 @@ pub enum HandshakeError {
     /// Who goes on with a session doesn't know its secret.
     #[error("the other end does not know the secret of the session to go on with")]
     Resumption,
+    /// Who opened a session doesn't know its secrets: it replays another's hello.
+    #[error("who sent the hello does not know the private half of its share")]
+    Confirmation,
+    /// A hello names too many replicas, or what can't be one.
+    #[error(
+        "the hello names what is no list of replicas to avoid: at most {MAX_AVOIDED}, of at most {MAX_REPLICA} bytes each"
+    )]
+    Avoid,
     /// A key share is no X25519 public key.
     #[error("the key share is not an X25519 public key")]
     Share,
@@ -319,8 +249,14 @@ pub struct Opened {
     pub key: SessionKey,
     /// Goes on with the session on another connection.
     pub resumption: Arc<ResumptionKey>,
+    /// What to say first.
+    pub confirmation: Confirmation,
     /// How long the gateway keeps the session without a connection.
     pub grace: Duration,
+    /// Which replica of the gateway the session is at.
+    pub replica: String,
+    /// How many replicas there are.
+    pub replicas: u32,
     /// The gateway's signed time, in Unix seconds.
     pub time: u64,
 }
@@ -353,6 +289,30 @@ pub struct Resumption<'a> {
     pub position: u64,
 }
 
+/// What a hello is for.
+enum Purpose<'a> {
+    Begin { avoid: &'a [String] },
+    Resume(&'a Resumption<'a>),
+}
+
+impl Resumption<'_> {
+    fn sign(&self, jti: &str) -> Resume {
+        let Self {
+            session,
+            key,
+            generation,
+            position,
+        } = *self;
+        let mac = key.of_agent(jti, session, generation, position).sign();
+        Resume {
+            session: session.to_owned(),
+            generation,
+            position,
+            mac: BASE64URL.encode(mac),
+        }
+    }
+}
+
 impl Opening {
     /// Signs a hello for a new session at `now` (Unix seconds by the gateway's clock, as far as the agent knows it).
     ///
@@ -365,7 +325,22 @@ impl Opening {
         facts: &Facts,
         now: u64,
     ) -> Result<Self, NoRandomness> {
-        Self::sign(key, membership, root, facts, now, None)
+        Self::avoiding(key, membership, root, facts, &[], now)
+    }
+
+    /// Signs a hello for a new session at another replica than these, of which the first [`MAX_AVOIDED`] count.
+    ///
+    /// # Errors
+    /// The system has no randomness to give.
+    pub fn avoiding(
+        key: &KeyPair,
+        membership: Membership,
+        root: PublicKey,
+        facts: &Facts,
+        avoid: &[String],
+        now: u64,
+    ) -> Result<Self, NoRandomness> {
+        Self::sign(key, membership, root, facts, now, Purpose::Begin { avoid })
     }
 
     /// Signs a hello that goes on with a session.
@@ -380,7 +355,14 @@ impl Opening {
         now: u64,
         resumption: &Resumption<'_>,
     ) -> Result<Self, NoRandomness> {
-        Self::sign(key, membership, root, facts, now, Some(resumption))
+        Self::sign(
+            key,
+            membership,
+            root,
+            facts,
+            now,
+            Purpose::Resume(resumption),
+        )
     }
 
     fn sign(
@@ -389,25 +371,17 @@ impl Opening {
         root: PublicKey,
         facts: &Facts,
         now: u64,
-        resumption: Option<&Resumption<'_>>,
+        purpose: Purpose<'_>,
     ) -> Result<Self, NoRandomness> {
         let share = Share::generate()?;
         let jti = random_id()?;
-        let resume = resumption.map(|asked| {
-            let Resumption {
-                session,
-                key,
-                generation,
-                position,
-            } = *asked;
-            let mac = key.of_agent(&jti, session, generation, position).sign();
-            Resume {
-                session: session.to_owned(),
-                generation,
-                position,
-                mac: BASE64URL.encode(mac),
+        let (resume, avoid) = match purpose {
+            Purpose::Begin { avoid } => {
+                let named = avoid.iter().take(MAX_AVOIDED).cloned().collect();
+                (None, named)
             }
-        });
+            Purpose::Resume(asked) => (Some(asked.sign(&jti)), Vec::new()),
+        };
         let claims = Hello {
             membership,
             root: root.id(),
@@ -420,6 +394,7 @@ impl Opening {
             host: facts.host.clone(),
             process: facts.process.clone(),
             resume,
+            avoid,
         };
         let hello = key.sign(Kind::Hello, &claims);
         Ok(Self {
@@ -449,14 +424,19 @@ impl Opening {
         if claims.resumed.is_some() {
             return Err(HandshakeError::Answer);
         }
-        let (key, resumption) = self.share.agree(&claims.share, &self.hello, proof)?;
+        let agreed = self
+            .share
+            .agree(&claims.share, &self.hello, proof, &claims.session)?;
         Ok(Opened {
             session: claims.session,
             grants,
             root,
-            key,
-            resumption: Arc::new(resumption),
+            key: agreed.requests,
+            resumption: Arc::new(agreed.resumption),
+            confirmation: agreed.confirmation,
             grace: Duration::from_secs(claims.grace),
+            replica: claims.replica,
+            replicas: claims.replicas,
             time: claims.iat,
         })
     }
@@ -567,6 +547,11 @@ pub fn verify_hello(
             now,
         });
     }
+    if claims.avoid.len() > MAX_AVOIDED
+        || claims.avoid.iter().any(|named| named.len() > MAX_REPLICA)
+    {
+        return Err(HandshakeError::Avoid);
+    }
     Ok(claims)
 }
 
@@ -581,10 +566,32 @@ pub struct Accepted {
     pub key: SessionKey,
     /// Goes on with the session on another connection.
     pub resumption: ResumptionKey,
+    /// What the agent has to say first.
+    pub confirmation: Confirmation,
 }
 
-/// Answers a verified hello (`hello` is the statement it came in) with a new session, which is kept without a
-/// connection for `grace`.
+/// Where a session is, and how long it is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Here<'a> {
+    /// This replica's name.
+    pub replica: &'a str,
+    /// How many replicas there are, this one included.
+    pub replicas: u32,
+    /// How long a session is kept without a connection.
+    pub grace: Duration,
+}
+
+impl Default for Here<'_> {
+    fn default() -> Self {
+        Self {
+            replica: "",
+            replicas: 1,
+            grace: GRACE,
+        }
+    }
+}
+
+/// Answers a verified hello (`hello` is the statement it came in) with a new session.
 ///
 /// # Errors
 /// The agent's share is no key, or there is no randomness.
@@ -592,7 +599,7 @@ pub fn accept(
     signing: &KeyPair,
     hello: &str,
     claims: &Hello,
-    grace: Duration,
+    here: &Here<'_>,
     now: u64,
 ) -> Result<Accepted, HandshakeError> {
     let share = Share::generate()?;
@@ -605,16 +612,19 @@ pub fn accept(
             hello: fingerprint(hello.as_bytes()),
             iat: now,
             share: share.public().to_owned(),
-            grace: grace.as_secs(),
+            grace: here.grace.as_secs(),
+            replica: here.replica.to_owned(),
+            replicas: here.replicas,
             resumed: None,
         },
     );
-    let (key, resumption) = share.agree(&claims.share, hello, &proof)?;
+    let agreed = share.agree(&claims.share, hello, &proof, &session)?;
     Ok(Accepted {
         session,
         proof,
-        key,
-        resumption,
+        key: agreed.requests,
+        resumption: agreed.resumption,
+        confirmation: agreed.confirmation,
     })
 }
 
@@ -643,7 +653,8 @@ pub fn resume(
     claims: &Hello,
     resume: &Resume,
     key: &ResumptionKey,
-    (position, grace, now): (u64, Duration, u64),
+    here: &Here<'_>,
+    (position, now): (u64, u64),
 ) -> String {
     let mac = BASE64URL.encode(key.of_gateway(hello, position).sign());
     signing.sign(
@@ -654,7 +665,9 @@ pub fn resume(
             hello: fingerprint(hello.as_bytes()),
             iat: now,
             share: String::new(),
-            grace: grace.as_secs(),
+            grace: here.grace.as_secs(),
+            replica: here.replica.to_owned(),
+            replicas: here.replicas,
             resumed: Some(Resumed { position, mac }),
         },
     )

@@ -26,4 +26,4 @@ mod segments;
 mod carried;
 
 #[cfg(feature = "tokio")]
-pub use carried::{Connection, Handle, Phase, ResumeError, Session};
+pub use carried::{Connection, Handle, Notice, Phase, ResumeError, Session};

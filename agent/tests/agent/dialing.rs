@@ -28,7 +28,7 @@ use towline_agent::{
 };
 use towline_proto::{
     api::{RedeemRequest, from_json},
-    handshake::{self, Facts, Hello, Opening, Resume, ResumptionKey},
+    handshake::{self, Confirmation, Facts, Hello, Here, Opening, Resume, ResumptionKey},
     jws::KeyPair,
     registration::Registration,
     session::{Connection, Handle, Session},
@@ -212,7 +212,7 @@ async fn answer(
         return;
     }
     assert_eq!(head[0], "GET /agent/v1/connect HTTP/1.1");
-    assert_eq!(header("towline-version").unwrap(), "2");
+    assert_eq!(header("towline-version").unwrap(), "3");
     hellos.fetch_add(1, Ordering::SeqCst);
     let upgrade = header("upgrade").unwrap();
     let hello = header(handshake::HELLO).unwrap();
@@ -261,7 +261,7 @@ async fn answer(
     let other = Keys::new();
     let keys = if door == Door::Impostor { &other } else { keys };
     let accepted =
-        handshake::accept(&keys.signing, &hello, &claims, handshake::GRACE, now).unwrap();
+        handshake::accept(&keys.signing, &hello, &claims, &Here::default(), now).unwrap();
     let mut head = format!(
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {upgrade}\r\ntowline-chain: {}\r\ntowline-proof: {}\r\n",
         keys.chain, accepted.proof
@@ -278,6 +278,9 @@ async fn answer(
             .write_all(format!("{head}\r\n").as_bytes())
             .await
             .unwrap();
+        let mut said = [0; Confirmation::LENGTH];
+        stream.read_exact(&mut said).await.unwrap();
+        accepted.confirmation.check(&said).unwrap();
         let session = Session::new(accepted.session, stream);
         let secret = Arc::new(accepted.resumption);
         *kept.lock().unwrap() = Some((session.handle(), secret));
@@ -294,10 +297,12 @@ async fn answer(
     bytes.extend_from_slice(&early);
     stream.write_all(&bytes).await.unwrap();
     stream.flush().await.unwrap();
+    let confirmation = accepted.confirmation;
     if upgrade == "websocket" {
-        echo(WebSocketConnection::new(stream, End::Server).await).await;
+        let connection = WebSocketConnection::new(stream, End::Server).await;
+        echo(connection, &confirmation).await;
     } else {
-        echo(stream).await;
+        echo(stream, &confirmation).await;
     }
 }
 
@@ -324,7 +329,8 @@ async fn go_on(
         claims,
         resume,
         &secret,
-        (position, handshake::GRACE, unix_now()),
+        &Here::default(),
+        (position, unix_now()),
     );
     if door == Door::Pretends {
         let agent = KeyPair::generate().unwrap();
@@ -333,15 +339,16 @@ async fn go_on(
             Opening::new(&agent, membership(), root, &Facts::default(), unix_now()).unwrap();
         let hello =
             handshake::verify_hello(agent.public(), root, opening.hello(), unix_now()).unwrap();
-        let (signing, grace) = (&keys.signing, handshake::GRACE);
-        let other = handshake::accept(signing, opening.hello(), &hello, grace, unix_now()).unwrap();
+        let (signing, here) = (&keys.signing, &Here::default());
+        let other = handshake::accept(signing, opening.hello(), &hello, here, unix_now()).unwrap();
         proof = handshake::resume(
             signing,
             statement,
             claims,
             resume,
             &other.resumption,
-            (position, grace, unix_now()),
+            here,
+            (position, unix_now()),
         );
     }
     let head = format!(
@@ -364,7 +371,12 @@ fn data(place: u32, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Sends back the five bytes that come first, after the five that were early.
-async fn echo(mut connection: impl Connection) {
+async fn echo(mut connection: impl Connection, confirmation: &Confirmation) {
+    let mut said = [0; Confirmation::LENGTH];
+    if connection.read_exact(&mut said).await.is_err() {
+        return;
+    }
+    confirmation.check(&said).unwrap();
     let mut frame = data(0, &[0; 5]);
     if connection.read_exact(&mut frame).await.is_err() {
         return;
@@ -377,7 +389,7 @@ async fn echo(mut connection: impl Connection) {
 }
 
 async fn talks(opener: &Opener) {
-    let (_, mut session) = opener.open(&Facts::default()).await.unwrap();
+    let (_, mut session) = opener.open(&Facts::default(), &[]).await.unwrap();
     session.write_all(b"-echo").await.unwrap();
     session.flush().await.unwrap();
     let mut heard = [0; 10];
@@ -416,7 +428,7 @@ async fn a_session_goes_on_over_other_connections() {
     let listener = Listener::start(Door::Resumes).await;
     let opener = listener.opener(Proxies::default());
     let facts = Facts::default();
-    let (opened, session) = opener.open(&facts).await.unwrap();
+    let (opened, session) = opener.open(&facts, &[]).await.unwrap();
     let handle = session.handle();
     let (mut read, mut write) = tokio::io::split(session);
     let clock = GatewayClock::new(0);
@@ -455,7 +467,7 @@ async fn a_session_that_cannot_go_on_is_over() {
         let listener = Listener::start(door).await;
         let opener = listener.opener(Proxies::default());
         let facts = Facts::default();
-        let (opened, session) = opener.open(&facts).await.unwrap();
+        let (opened, session) = opener.open(&facts, &[]).await.unwrap();
         let handle = session.handle();
         let (mut read, mut write) = tokio::io::split(session);
         heard(&mut read, &mut write).await;
@@ -473,7 +485,7 @@ async fn a_gateway_that_is_not_reached_may_be_tried_again() {
     let listener = Listener::start(Door::Resumes).await;
     let opener = listener.opener(Proxies::default());
     let facts = Facts::default();
-    let (opened, session) = opener.open(&facts).await.unwrap();
+    let (opened, session) = opener.open(&facts, &[]).await.unwrap();
     let handle = session.handle();
     let (mut read, mut write) = tokio::io::split(session);
     heard(&mut read, &mut write).await;
@@ -501,7 +513,7 @@ async fn a_refusal_by_the_gateway_is_no_reason_for_a_websocket() {
     let listener = Listener::start(Door::Refuses).await;
     let error = listener
         .opener(Proxies::default())
-        .open(&Facts::default())
+        .open(&Facts::default(), &[])
         .await
         .unwrap_err();
     assert!(error.refused());
@@ -517,7 +529,7 @@ async fn another_root_is_an_impostor() {
     let listener = Listener::start(Door::Impostor).await;
     let error = listener
         .opener(Proxies::default())
-        .open(&Facts::default())
+        .open(&Facts::default(), &[])
         .await
         .unwrap_err();
     assert!(matches!(error, OpenError::Handshake(_)), "{error}");
@@ -659,7 +671,8 @@ async fn a_proxy_that_refuses_is_named_without_its_password() {
     let listener = Listener::start(Door::Plain).await;
     let (address, _, _tasks) = proxy(None).await;
     let opener = listener.opener(through(&format!("http://us%40er:wrong@{address}"), &[]));
-    let error = towline_agent::upstream::chain(&opener.open(&Facts::default()).await.unwrap_err());
+    let error =
+        towline_agent::upstream::chain(&opener.open(&Facts::default(), &[]).await.unwrap_err());
     assert!(
         error.contains(&format!(
             "proxy http://{address}: the proxy refuses to connect: 407"

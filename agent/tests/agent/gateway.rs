@@ -125,7 +125,7 @@ impl Gateway {
             &keys.signing,
             opening.hello(),
             &hello,
-            handshake::GRACE,
+            &handshake::Here::default(),
             now,
         )
         .unwrap();

@@ -1,12 +1,12 @@
 //! Runs a session, over one connection after the other.
 
-use std::{net::IpAddr, pin::pin, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::time::timeout;
+use tokio::{io::AsyncReadExt as _, time::timeout};
 use towline_proto::{
-    handshake::{Accepted, Hello},
+    handshake::{Accepted, Confirmation, HandshakeError, Hello},
     jws::PublicKey,
     session::{Connection, Phase, Session},
     tunnel,
@@ -51,6 +51,20 @@ pub(super) struct Beginning {
     pub(super) agent: PublicKey,
 }
 
+/// Why a session doesn't start.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    /// The connection breaks, or isn't HTTP/2.
+    #[error("the connection was lost")]
+    Http(#[from] hyper::Error),
+    /// It ends before the agent has shown whose hello it was.
+    #[error("the connection was lost before its first bytes")]
+    Lost(#[from] io::Error),
+    /// The hello is somebody else's.
+    #[error(transparent)]
+    Confirmation(#[from] HandshakeError),
+}
+
 /// Runs a session from its first byte to its last.
 pub(super) async fn run(
     gateway: &Gateway,
@@ -67,7 +81,12 @@ pub(super) async fn run(
     } = beginning;
     let (membership, id) = (hello.membership.clone(), accepted.session.clone());
     let connect = async {
-        let session = Session::new(id.clone(), upgraded.connection().await?);
+        let mut connection = upgraded.connection().await?;
+        // Whoever replays an agent's hello gets no further.
+        let mut said = [0; Confirmation::LENGTH];
+        connection.read_exact(&mut said).await?;
+        accepted.confirmation.check(&said)?;
+        let session = Session::new(id.clone(), connection);
         let handle = session.handle();
         let (requests, connection) = tunnel::client()
             .handshake::<_, RequestBody>(TokioIo::new(session))
@@ -75,7 +94,7 @@ pub(super) async fn run(
         // Whatever ate the 101 must not get requests.
         let mut phase = handle.phase();
         let _heard = phase.wait_for(|now| *now != Phase::New).await;
-        Ok::<_, hyper::Error>((handle, requests, connection))
+        Ok::<_, StartError>((handle, requests, connection))
     };
     let (handle, requests, connection) = match timeout(START_LIMIT, connect).await {
         Ok(Ok(parts)) => parts,

@@ -78,6 +78,7 @@ fn hello(version: &str) -> Hello {
         host: String::new(),
         process: String::new(),
         resume: None,
+        avoid: Vec::new(),
     }
 }
 

@@ -12,6 +12,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
+    io::AsyncWriteExt as _,
     net::TcpStream,
     sync::{Mutex, Notify, mpsc},
     task::JoinHandle,
@@ -121,10 +122,13 @@ pub(crate) async fn open(
 ) -> (Opened, Session) {
     let now = towline_gateway::clock::Clock::System.unix();
     let opening = Opening::new(key, membership.clone(), root, facts, now).unwrap();
-    let (head, connection) = switch(gateway, opening.hello()).await.unwrap();
+    let (head, mut connection) = switch(gateway, opening.hello()).await.unwrap();
     let [chain, proof] =
         [handshake::CHAIN, handshake::PROOF].map(|name| head[name].to_str().unwrap());
     let opened = opening.finish(root, chain, proof, now).unwrap();
+    let confirmation = opened.confirmation.bytes();
+    connection.write_all(confirmation).await.unwrap();
+    connection.flush().await.unwrap();
     let session = Session::new(opened.session.clone(), connection);
     (opened, session)
 }

@@ -5,17 +5,18 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Full};
-use hyper::body::Incoming;
-use tokio::sync::mpsc;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use towline_proto::{
     assertion::Grant,
     end_to_end::{Possession, Proof},
     endpoint,
-    handshake::{self, Facts, Opening},
+    handshake::{self, Confirmation, Facts, Opening},
     jws::KeyPair,
     names::Membership,
     session::Session,
-    wire,
+    tunnel, wire,
 };
 
 use super::{
@@ -232,7 +233,7 @@ async fn token_request(
     let stream = tokio::net::TcpStream::connect(world.running.public_address())
         .await
         .unwrap();
-    let io = hyper_util::rt::TokioIo::new(stream);
+    let io = TokioIo::new(stream);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
     let connection = own(async move { drop(connection.await) });
     let request = Request::post("/oauth2/token")
@@ -328,6 +329,38 @@ async fn an_agent_speaks_for_its_own_membership_alone() {
     let opening = Opening::new(&world.agent_key, membership, root, &Facts::default(), now).unwrap();
     assert_eq!(connect(&world, opening.hello()).await.status(), 101);
     assert_eq!(connect(&world, opening.hello()).await.status(), 401);
+}
+
+#[tokio::test]
+async fn who_replays_a_hello_gets_no_session() {
+    let world = World::start().await;
+    let now = towline_gateway::clock::Clock::System.unix();
+    let root = world.running.gateway().keys.root();
+    for said in [&[][..], &[0; Confirmation::LENGTH]] {
+        // An agent's hello that it didn't use here: at another replica, say. Its share went with it.
+        let opening = Opening::new(
+            &world.agent_key,
+            MEMBERSHIP.parse().unwrap(),
+            root,
+            &Facts::default(),
+            now,
+        )
+        .unwrap();
+        let gateway = world.running.public_address();
+        let (_, mut connection) = double::switch(gateway, opening.hello()).await.unwrap();
+        connection.write_all(said).await.unwrap();
+        let session = Session::new("replayed".to_owned(), connection);
+        let handle = session.handle();
+        let service = service_fn(|_: Request<Incoming>| {
+            std::future::ready(Ok::<Response<Empty<Bytes>>, hyper::Error>(
+                Response::default(),
+            ))
+        });
+        let serving = tunnel::server().serve_connection(TokioIo::new(session), service);
+        assert!(bounded(serving).await.is_err());
+        assert!(handle.is_over());
+        assert_eq!(world.sessions(), 0);
+    }
 }
 
 #[tokio::test]

@@ -46,12 +46,23 @@ fn both_ends_come_to_the_same_key() {
     let opening = open(&agent, &gateway, NOW);
     assert_eq!(claimed_membership(opening.hello()), Some(membership()));
     let hello = verify_hello(agent.public(), gateway.root.public(), opening.hello(), NOW).unwrap();
-    let accepted = accept(&gateway.signing, opening.hello(), &hello, GRACE, NOW).unwrap();
+    let accepted = accept(
+        &gateway.signing,
+        opening.hello(),
+        &hello,
+        &Here::default(),
+        NOW,
+    )
+    .unwrap();
     let opened = opening
         .finish(gateway.root.public(), &gateway.chain, &accepted.proof, NOW)
         .unwrap();
     assert_eq!(opened.session, accepted.session);
     assert_eq!(opened.time, NOW);
+    assert_eq!((opened.replica.as_str(), opened.replicas), ("", 1));
+    let said = opened.confirmation.bytes();
+    assert_eq!(said.len(), Confirmation::LENGTH);
+    accepted.confirmation.check(said).unwrap();
 
     let sealed = Sealed {
         grant: "g",
@@ -89,7 +100,14 @@ fn an_answer_to_another_hello_or_of_another_gateway_is_refused() {
     let (gateway, agent) = (gateway(), KeyPair::generate().unwrap());
     let answered = open(&agent, &gateway, NOW);
     let hello = verify_hello(agent.public(), gateway.root.public(), answered.hello(), NOW).unwrap();
-    let accepted = accept(&gateway.signing, answered.hello(), &hello, GRACE, NOW).unwrap();
+    let accepted = accept(
+        &gateway.signing,
+        answered.hello(),
+        &hello,
+        &Here::default(),
+        NOW,
+    )
+    .unwrap();
     let refused = open(&agent, &gateway, NOW).finish(
         gateway.root.public(),
         &gateway.chain,
@@ -99,7 +117,14 @@ fn an_answer_to_another_hello_or_of_another_gateway_is_refused() {
     assert!(matches!(refused, Err(HandshakeError::Answer)));
 
     let other = self::gateway();
-    let accepted = accept(&other.signing, answered.hello(), &hello, GRACE, NOW).unwrap();
+    let accepted = accept(
+        &other.signing,
+        answered.hello(),
+        &hello,
+        &Here::default(),
+        NOW,
+    )
+    .unwrap();
     let refused = answered.finish(gateway.root.public(), &other.chain, &accepted.proof, NOW);
     assert!(matches!(refused, Err(HandshakeError::Chain(_))));
 }
@@ -111,7 +136,14 @@ fn an_hour_off_is_fine_and_two_days_are_not() {
         let opening = open(&agent, &gateway, NOW);
         let hello =
             verify_hello(agent.public(), gateway.root.public(), opening.hello(), NOW).unwrap();
-        let accepted = accept(&gateway.signing, opening.hello(), &hello, GRACE, NOW).unwrap();
+        let accepted = accept(
+            &gateway.signing,
+            opening.hello(),
+            &hello,
+            &Here::default(),
+            NOW,
+        )
+        .unwrap();
         let opened = opening.finish(
             gateway.root.public(),
             &gateway.chain,
@@ -127,7 +159,14 @@ fn session() -> (Gateway, KeyPair, Opened, Accepted) {
     let (gateway, agent) = (gateway(), KeyPair::generate().unwrap());
     let opening = open(&agent, &gateway, NOW);
     let hello = verify_hello(agent.public(), gateway.root.public(), opening.hello(), NOW).unwrap();
-    let accepted = accept(&gateway.signing, opening.hello(), &hello, GRACE, NOW).unwrap();
+    let accepted = accept(
+        &gateway.signing,
+        opening.hello(),
+        &hello,
+        &Here::default(),
+        NOW,
+    )
+    .unwrap();
     let opened = opening
         .finish(gateway.root.public(), &gateway.chain, &accepted.proof, NOW)
         .unwrap();
@@ -164,7 +203,8 @@ fn both_ends_prove_that_they_know_the_session_to_go_on_with() {
             &hello,
             &resume_,
             key,
-            (position, GRACE, NOW),
+            &Here::default(),
+            (position, NOW),
         )
     };
     let resumed = |opening: Opening, proof: &str| {
@@ -243,4 +283,49 @@ fn what_an_agent_proves_of_a_session_is_good_for_that_alone() {
     refused(&later, &resume, &accepted.resumption);
     let (.., stranger) = session();
     refused(&hello, &resume, &stranger.resumption);
+}
+
+#[test]
+fn who_replays_a_hello_cannot_confirm_it() {
+    let (gateway, agent) = (gateway(), KeyPair::generate().unwrap());
+    let opening = open(&agent, &gateway, NOW);
+    let hello = verify_hello(agent.public(), gateway.root.public(), opening.hello(), NOW).unwrap();
+    let answer = || {
+        accept(
+            &gateway.signing,
+            opening.hello(),
+            &hello,
+            &Here::default(),
+            NOW,
+        )
+        .unwrap()
+    };
+    // What was confirmed to one replica is worth nothing to another, nor is any other guess.
+    let (first, second) = (answer(), answer());
+    let said = first.confirmation.bytes();
+    for said in [said, &[0; Confirmation::LENGTH], &[]] {
+        let refused = second.confirmation.check(said).unwrap_err();
+        assert!(matches!(refused, HandshakeError::Confirmation), "{refused}");
+    }
+}
+
+#[test]
+fn replicas_to_avoid_are_few_and_short() {
+    let (gateway, agent) = (gateway(), KeyPair::generate().unwrap());
+    let asked = |avoid: &[String]| {
+        let (root, facts) = (gateway.root.public(), Facts::default());
+        let opening = Opening::avoiding(&agent, membership(), root, &facts, avoid, NOW).unwrap();
+        verify_hello(agent.public(), root, opening.hello(), NOW)
+    };
+    let named: Vec<String> = (0..20).map(|n| format!("replica-{n}")).collect();
+    assert_eq!(asked(&named[..2]).unwrap().avoid, named[..2]);
+    assert_eq!(asked(&named).unwrap().avoid, named[..MAX_AVOIDED]);
+    let long = "x".repeat(MAX_REPLICA + 1);
+    assert!(matches!(asked(&[long]), Err(HandshakeError::Avoid)));
+    // Signed by an agent that counts otherwise.
+    let mut claims = asked(&[]).unwrap();
+    claims.avoid = named;
+    let hello = agent.sign(Kind::Hello, &claims);
+    let refused = verify_hello(agent.public(), gateway.root.public(), &hello, NOW);
+    assert!(matches!(refused, Err(HandshakeError::Avoid)));
 }

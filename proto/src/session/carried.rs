@@ -43,6 +43,33 @@ pub enum Phase {
     Over,
 }
 
+/// What one end says of itself beside the stream; its last word counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Notice {
+    /// It is going: whoever has work for it had better look for another. From an agent: it has done so.
+    pub leaving: bool,
+    /// From a gateway: how many replicas there are; 0 where it hasn't said.
+    pub replicas: u32,
+}
+
+impl Notice {
+    const LEAVING: u64 = 1 << 32;
+
+    const fn to_word(self) -> u64 {
+        let leaving = if self.leaving { Self::LEAVING } else { 0 };
+        leaving | self.replicas as u64
+    }
+
+    /// What is not known yet is for those who know it.
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+    const fn from_word(word: u64) -> Self {
+        Self {
+            leaving: word & Self::LEAVING != 0,
+            replicas: word as u32,
+        }
+    }
+}
+
 /// Why a session does not take a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ResumeError {
@@ -68,6 +95,7 @@ struct Shared {
     id: String,
     state: Mutex<State>,
     phase: watch::Sender<Phase>,
+    notice: watch::Sender<Notice>,
     wakers: Arc<Wakers>,
 }
 
@@ -145,6 +173,7 @@ impl Session {
                 waker: Waker::from(Arc::clone(&wakers)),
             }),
             phase: watch::Sender::new(Phase::New),
+            notice: watch::Sender::default(),
             wakers,
         }))
     }
@@ -169,6 +198,19 @@ impl Handle {
     /// How the session is, and when that changes.
     pub fn phase(&self) -> watch::Receiver<Phase> {
         self.0.phase.subscribe()
+    }
+
+    /// Tells the other end how this one is, now and over every other connection.
+    pub fn tell(&self, notice: Notice) {
+        self.change(|state| {
+            state.stream.tell(notice.to_word());
+            state.transmit();
+        });
+    }
+
+    /// What the other end has said last, and when it says something else.
+    pub fn told(&self) -> watch::Receiver<Notice> {
+        self.0.notice.subscribe()
     }
 
     /// Whether something carries the session.
@@ -301,6 +343,14 @@ impl Shared {
 
     /// Tells those who watch how the session is.
     fn tell(&self, state: &mut State) {
+        if let Some(word) = state.stream.noticed() {
+            let notice = Notice::from_word(word);
+            self.notice.send_if_modified(|known| {
+                let news = *known != notice;
+                *known = notice;
+                news
+            });
+        }
         if std::mem::take(&mut state.changed) {
             self.phase
                 .send_replace(match (&state.over, &state.connection) {

@@ -12,9 +12,13 @@
 //! | `DATA` | length in the upper half, the lower half of its first byte's number in the lower | so many bytes |
 //! | `ACK`, `PING`, `PONG` | how many bytes the sender has used so far | |
 //! | `FIN` | how many bytes there were in all | |
+//! | `NOTICE` | a word beside the stream | |
 //!
 //! A `FIN` counts as one more byte: it is acknowledged, and sent again where that doesn't come. Anything that can't
-//! be ends the session ([`Violation`]), because a stream that is off by one byte is worse than none.
+//! be ends the session ([`Violation`]), because a stream that is off by one byte is worse than none; so does a frame of
+//! a type that isn't known, as both ends have agreed on a version before the first.
+//!
+//! Of `NOTICE`s the last one counts. It is said again on every connection, so that none is lost with one.
 
 use std::{io::IoSlice, time::Duration};
 
@@ -43,6 +47,7 @@ const ACK: u8 = 1;
 const PING: u8 = 2;
 const PONG: u8 = 3;
 const FIN: u8 = 4;
+const NOTICE: u8 = 5;
 
 /// How much a session may hold, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +125,8 @@ pub struct Reliable {
     pong_due: bool,
     ping_due: bool,
     ack_due: bool,
+    notice: Option<u64>,
+    notice_due: bool,
 
     /// Bytes `used..received`.
     inbox: Segments,
@@ -130,6 +137,7 @@ pub struct Reliable {
     arriving: Arriving,
     end_arrived: bool,
     end_used: bool,
+    noticed: Option<u64>,
 
     heard: Duration,
     pinged: Option<Duration>,
@@ -179,6 +187,8 @@ impl Reliable {
             pong_due: false,
             ping_due: false,
             ack_due: false,
+            notice: None,
+            notice_due: false,
             inbox: Segments::default(),
             used: 0,
             received: 0,
@@ -186,6 +196,7 @@ impl Reliable {
             arriving: Arriving::default(),
             end_arrived: false,
             end_used: false,
+            noticed: None,
             heard: now,
             pinged: None,
         }
@@ -230,6 +241,13 @@ impl Reliable {
         self.fin.acknowledged
     }
 
+    /// Tells the other end a word beside the stream, in place of any before.
+    pub fn tell(&mut self, word: u64) {
+        if self.notice.replace(word) != Some(word) {
+            self.notice_due = true;
+        }
+    }
+
     /// Whether the connection has something to be written.
     pub fn has_outgoing(&self) -> bool {
         self.attached
@@ -237,6 +255,7 @@ impl Reliable {
                 || self.pong_due
                 || self.ping_due
                 || self.ack_due
+                || self.notice_due
                 || self.sent < self.written
                 || (self.fin.wanted && !self.fin.sent))
     }
@@ -282,6 +301,11 @@ impl Reliable {
     fn begin(&mut self, now: Duration) {
         if !self.attached {
             return;
+        }
+        if let Some(word) = self.notice
+            && std::mem::take(&mut self.notice_due)
+        {
+            return self.leaving.head(NOTICE, word);
         }
         if self.pong_due || self.ping_due || self.ack_due {
             // Whichever it is, it says what was used. A ping that is due can wait for the next round.
@@ -392,6 +416,11 @@ impl Reliable {
         ended
     }
 
+    /// A word that came beside the stream since this was asked last, or was said again on another connection.
+    pub const fn noticed(&mut self) -> Option<u64> {
+        self.noticed.take()
+    }
+
     /// Whether the other end has ended its stream.
     pub const fn end_arrived(&self) -> bool {
         self.end_arrived
@@ -441,6 +470,7 @@ impl Reliable {
             }
             FIN if number == self.received => self.end_arrived = true,
             FIN => return Err(Violation::Place(self.received)),
+            NOTICE => self.noticed = Some(number),
             other => return Err(Violation::Type(other)),
         }
         Ok(())
@@ -478,6 +508,7 @@ impl Reliable {
         self.sent = self.acknowledged;
         self.fin.sent = self.fin.acknowledged;
         (self.pong_due, self.ping_due) = (false, false);
+        self.notice_due = self.notice.is_some();
         self.pinged = None;
     }
 

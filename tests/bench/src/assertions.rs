@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use towline_proto::{
     assertion::{GRANT_SECONDS, Grant, ReplayWindow, Sealed},
-    handshake::{Facts, GRACE, Opening, accept, verify_hello},
+    handshake::{Facts, Here, Opening, accept, verify_hello},
     jws::KeyPair,
     keys::{Chain, Use, certify},
     names::Membership,
@@ -55,7 +55,7 @@ pub(crate) fn cost(rounds: u32) -> anyhow::Result<Costs> {
     )?;
     let hello = opening.hello().to_owned();
     let claims = verify_hello(agent.public(), root.public(), &hello, NOW)?;
-    let accepted = accept(&signing, &hello, &claims, GRACE, NOW)?;
+    let accepted = accept(&signing, &hello, &claims, &Here::default(), NOW)?;
     let opened = opening.finish(root.public(), &chain.to_header(), &accepted.proof, NOW)?;
 
     let grant = Grant {

@@ -50,8 +50,14 @@ static PAIR: LazyLock<Pair> = LazyLock::new(|| {
     .unwrap();
     let hello =
         handshake::verify_hello(agent.public(), root.public(), opening.hello(), NOW).unwrap();
-    let accepted =
-        handshake::accept(&signing, opening.hello(), &hello, handshake::GRACE, NOW).unwrap();
+    let accepted = handshake::accept(
+        &signing,
+        opening.hello(),
+        &hello,
+        &handshake::Here::default(),
+        NOW,
+    )
+    .unwrap();
     let opened = opening
         .finish(root.public(), &chain.to_header(), &accepted.proof, NOW)
         .unwrap();

@@ -115,8 +115,14 @@ pub(crate) fn handshake(data: &[u8]) {
     assert_eq!(verified.is_ok(), hello == genuine, "{hello}");
     let claims =
         handshake::verify_hello(keys.agent.public(), keys.root.public(), &genuine, NOW).unwrap();
-    let accepted =
-        handshake::accept(&keys.signing, &genuine, &claims, handshake::GRACE, NOW).unwrap();
+    let accepted = handshake::accept(
+        &keys.signing,
+        &genuine,
+        &claims,
+        &handshake::Here::default(),
+        NOW,
+    )
+    .unwrap();
     let chain = keys.chain.to_header();
     let (Some(other_chain), Some(proof)) = (changed(&chain, data), changed(&accepted.proof, data))
     else {
@@ -152,8 +158,14 @@ pub(crate) fn mac(data: &[u8]) {
         let hello = opening.hello().to_owned();
         let claims =
             handshake::verify_hello(keys.agent.public(), keys.root.public(), &hello, NOW).unwrap();
-        let accepted =
-            handshake::accept(&keys.signing, &hello, &claims, handshake::GRACE, NOW).unwrap();
+        let accepted = handshake::accept(
+            &keys.signing,
+            &hello,
+            &claims,
+            &handshake::Here::default(),
+            NOW,
+        )
+        .unwrap();
         let opened = opening.finish(
             keys.root.public(),
             &keys.chain.to_header(),

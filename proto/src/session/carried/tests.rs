@@ -290,6 +290,48 @@ async fn a_session_that_gets_no_other_connection_ends_with_the_one_it_has() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_notice_arrives_whatever_becomes_of_the_connection() {
+    let (mut a, mut b) = pair(LIMITS);
+    let (handle_a, handle_b) = (a.handle(), b.handle());
+    let mut told = handle_b.told();
+    assert_eq!(*told.borrow(), Notice::default());
+    let reading = async {
+        let (mut some, mut other) = ([0; 10], [0; 10]);
+        let _read = tokio::join!(a.read(&mut some), b.read(&mut other));
+    };
+    let telling = async {
+        for (leaving, replicas) in [(false, 3), (true, 3), (true, u32::MAX), (false, 0)] {
+            let notice = Notice { leaving, replicas };
+            handle_a.tell(notice);
+            told.wait_for(|now| *now == notice).await.unwrap();
+            assert_eq!(*handle_a.told().borrow(), Notice::default());
+        }
+        handle_a.fence(1).unwrap();
+        handle_b.fence(1).unwrap();
+        let leaving = Notice {
+            leaving: true,
+            replicas: 2,
+        };
+        handle_a.tell(leaving);
+        let (near, far) = duplex(10_000);
+        handle_b.attach(1, far, 0).unwrap();
+        handle_a.attach(1, near, 0).unwrap();
+        told.wait_for(|now| *now == leaving).await.unwrap();
+        told.mark_unchanged();
+        // What is only said again is no news.
+        resume(&handle_a, &handle_b);
+        handle_b.tell(leaving);
+        let mut back = handle_a.told();
+        back.wait_for(|now| *now == leaving).await.unwrap();
+        assert!(!told.has_changed().unwrap());
+    };
+    tokio::select! {
+        () = reading => unreachable!("there is nothing to read"),
+        () = telling => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_only_writes_notices_a_dead_connection() {
     let (mut a, _never_polled) = pair(LIMITS);
     let handle = a.handle();

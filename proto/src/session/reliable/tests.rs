@@ -22,6 +22,8 @@ struct Pair {
     written: [Vec<u8>; 2],
     read: [Vec<u8>; 2],
     ended: [bool; 2],
+    told: [Option<u64>; 2],
+    noticed: [Option<u64>; 2],
     resumptions: u32,
 }
 
@@ -35,6 +37,8 @@ impl Pair {
             written: [Vec::new(), Vec::new()],
             read: [Vec::new(), Vec::new()],
             ended: [false; 2],
+            told: [None; 2],
+            noticed: [None; 2],
             resumptions: 0,
         }
     }
@@ -92,6 +96,12 @@ impl Pair {
         let count = count.min(self.way[end].len());
         let bytes: Vec<u8> = self.way[end].drain(..count).collect();
         self.ends[end].receive(self.now, &bytes).unwrap();
+        self.noticed[end] = self.ends[end].noticed().or(self.noticed[end]);
+    }
+
+    fn tell(&mut self, end: usize, word: u64) {
+        self.ends[end].tell(word);
+        self.told[end] = Some(word);
     }
 
     /// Lets up to `count` bytes go from their way straight to the reader, where they may.
@@ -154,6 +164,7 @@ enum Step {
     /// One end is ready for another connection that doesn't come.
     Fence(usize),
     Fail(usize),
+    Tell(usize, u64),
     Cut,
     Resume,
     Wait(u64),
@@ -171,6 +182,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => end().prop_map(Step::Finish),
         1 => end().prop_map(Step::Fence),
         1 => end().prop_map(Step::Fail),
+        1 => (end(), 0_u64..3).prop_map(|(e, w)| Step::Tell(e, w)),
         1 => Just(Step::Cut),
         2 => Just(Step::Resume),
         1 => (0_u64..9_000).prop_map(Step::Wait),
@@ -192,6 +204,7 @@ proptest! {
                 Step::Read(end, count) => pair.read(end, count),
                 Step::Finish(end) => pair.ends[end].finish(),
                 Step::Fail(end) => pair.fail(end),
+                Step::Tell(end, word) => pair.tell(end, word),
                 Step::Fence(end) => {
                     pair.cut();
                     pair.ends[end].detach();
@@ -220,6 +233,7 @@ proptest! {
             prop_assert!(pair.ended[end], "the end arrives, too");
             prop_assert!(pair.ends[end].finished());
             prop_assert_eq!(pair.ends[end].unacknowledged(), 0);
+            prop_assert_eq!(pair.noticed[end], pair.told[1 - end], "the last word counts");
         }
     }
 
@@ -391,6 +405,33 @@ fn what_cannot_be_ends_the_session() {
     let mut end = Reliable::new(LIMITS, Duration::ZERO);
     end.detach();
     assert_eq!(end.attach(Duration::ZERO, 1), Err(number(1)));
+}
+
+#[test]
+fn a_word_is_said_once_on_each_connection() {
+    let mut pair = Pair::new(LIMITS);
+    pair.tell(0, 7);
+    pair.tell(0, 7);
+    assert_eq!(pair.noticed[1], None);
+    pair.settle();
+    assert_eq!(pair.noticed[1].take(), Some(7));
+    pair.tell(0, 7);
+    assert!(!pair.ends[0].has_outgoing(), "it was said");
+    // Lost with the connection.
+    pair.cut();
+    pair.tell(0, 8);
+    pair.transmit(0, 1_000);
+    pair.resume();
+    pair.settle();
+    assert_eq!(pair.noticed[1].take(), Some(8));
+    // Half of it, and said again as a whole.
+    pair.tell(0, 9);
+    pair.transmit(0, 4);
+    pair.deliver(1, 4);
+    pair.resume();
+    pair.settle();
+    assert_eq!(pair.noticed[1], Some(9));
+    assert!(pair.read[1].is_empty());
 }
 
 #[test]
