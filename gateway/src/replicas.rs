@@ -1,5 +1,7 @@
 //! The running copies of the gateway that share one database: which this one is, and how many there are.
 
+pub mod identity;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use towline_proto::handshake::{NoRandomness, random_id};

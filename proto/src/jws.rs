@@ -36,6 +36,8 @@ pub enum Kind {
     AccessToken,
     /// Whoever sends it has a key (`end_to_end`).
     Possession,
+    /// A replica of the gateway to another, for callers and agents of no concern.
+    Replica,
 }
 
 impl Kind {
@@ -48,6 +50,7 @@ impl Kind {
             Self::Grant => "towline-grant+jwt",
             Self::AccessToken => "at+jwt",
             Self::Possession => "towline-possession+jwt",
+            Self::Replica => "towline-replica+jwt",
         }
     }
 }
