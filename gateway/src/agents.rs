@@ -26,10 +26,13 @@ use towline_proto::{
 
 use crate::{
     app::Gateway,
+    replicas,
     request::Body,
     tunnels::{MAX_SESSIONS, Tunnel},
 };
 use session::{Beginning, Upgraded};
+
+pub(crate) use session::{let_go, note};
 
 mod session;
 
@@ -67,6 +70,10 @@ enum Refused {
     Leaving,
     #[error("session {0} is not here; open a new one")]
     Gone(String),
+    #[error("another replica holds the session")]
+    Held((String, String)),
+    #[error("{0}")]
+    Unreached(String),
     #[error("the gateway can't look the membership up just now")]
     Store(#[source] crate::store::StoreError),
 }
@@ -83,7 +90,9 @@ impl Refused {
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Gone(_) => StatusCode::GONE,
             Self::Elsewhere => StatusCode::MISDIRECTED_REQUEST,
-            Self::Leaving | Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Leaving | Self::Held(_) | Self::Unreached(_) | Self::Store(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 }
@@ -102,13 +111,50 @@ impl SeenHellos {
     }
 }
 
-/// Answers an agent's connect request; the session runs on after the 101.
+/// Answers an agent's connect request; the session runs on after the 101. One that another replica holds goes on there.
 pub async fn connect(
     gateway: &Arc<Gateway>,
     client: IpAddr,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<Body> {
-    match accept(gateway, request).await {
+    match accept(gateway, &mut request).await {
+        Err(Refused::Held(holder)) => {
+            let passed = replicas::pass_on(gateway, client, request, holder).await;
+            passed.unwrap_or_else(|reason| {
+                tracing::info!(%client, reason, "an agent was not passed on");
+                refuse(gateway, &Refused::Unreached(reason))
+            })
+        }
+        accepted => open(gateway, client, accepted),
+    }
+}
+
+/// Answers an agent that another replica has passed on: for a session that is held here, or not at all.
+pub(crate) async fn connect_to_session(
+    gateway: &Arc<Gateway>,
+    client: IpAddr,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
+    let accepted = match accept(gateway, &mut request).await {
+        Ok((
+            _,
+            Opening {
+                purpose: Purpose::Begin(_),
+                ..
+            },
+        )) => Err(Refused::NotAnAgent),
+        Err(Refused::Held(_)) => Err(Refused::Gone("passed on".to_owned())),
+        accepted => accepted,
+    };
+    open(gateway, client, accepted)
+}
+
+fn open(
+    gateway: &Arc<Gateway>,
+    client: IpAddr,
+    accepted: Result<(Response<Body>, Opening), Refused>,
+) -> Response<Body> {
+    match accepted {
         Ok((response, opening)) => {
             let gateway = Arc::clone(gateway);
             gateway.tasks.clone().spawn(async move {
@@ -160,7 +206,7 @@ struct Resumption {
 
 async fn accept(
     gateway: &Gateway,
-    mut request: Request<Incoming>,
+    request: &mut Request<Incoming>,
 ) -> Result<(Response<Body>, Opening), Refused> {
     let headers = request.headers();
     let carrier = match text(headers, header::UPGRADE.as_str()) {
@@ -186,11 +232,6 @@ async fn accept(
                 .ok_or(Refused::Header("sec-websocket-key"))?,
         ),
     };
-    let upgrade = request
-        .extensions_mut()
-        .remove::<OnUpgrade>()
-        .ok_or(Refused::NotAnAgent)?;
-
     let membership =
         handshake::claimed_membership(&statement).ok_or(Refused::Header(handshake::HELLO))?;
     let row = gateway
@@ -208,9 +249,29 @@ async fn accept(
             other => Refused::Handshake(other),
         },
     )?;
+    if let Some(resume) = &hello.resume
+        && gateway
+            .tunnels
+            .session(&hello.membership, &resume.session)
+            .is_none()
+    {
+        // The hello is counted where it is answered.
+        let holder = gateway
+            .replicas
+            .holder(&hello.membership, &resume.session)
+            .await;
+        return Err(match holder {
+            Some(holder) => Refused::Held(holder),
+            None => Refused::Gone(resume.session.chars().take(64).collect()),
+        });
+    }
     if !gateway.hellos.first_time(&hello.jti, now) {
         return Err(Refused::Repeated);
     }
+    let upgrade = request
+        .extensions_mut()
+        .remove::<OnUpgrade>()
+        .ok_or(Refused::NotAnAgent)?;
     let (signing, chain) = gateway.keys.signing_with_chain();
     let here = Here {
         replica: gateway.replicas.id(),

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use towline_proto::handshake::NoRandomness;
+use towline_proto::handshake::{NoRandomness, random_id};
 
 use crate::{
     admin,
@@ -21,7 +21,7 @@ use crate::{
     live::Live,
     login,
     quota::Quotas,
-    replicas::Replicas,
+    replicas::{self, Replicas, identity::Identity},
     server,
     slow::SlowReaders,
     store::{Store, StoreError},
@@ -66,6 +66,8 @@ pub struct Gateway {
     pub requests: admin::Requests,
     /// Owns sessions and upgraded streams.
     pub tasks: TaskTracker,
+    /// Owns connections with other replicas.
+    pub peers: TaskTracker,
     /// Owns the public port's connections.
     pub connections: TaskTracker,
     /// Cancelled when the gateway is told to end: it opens no new session.
@@ -112,6 +114,9 @@ pub enum StartError {
     /// No name for this replica.
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
+    /// Other replicas can't be reached.
+    #[error("TLS with other replicas can't be set up")]
+    Peers(#[from] rustls::Error),
 }
 
 /// A gateway that runs.
@@ -120,6 +125,7 @@ pub struct Running {
     gateway: Arc<Gateway>,
     public: SocketAddr,
     admin: SocketAddr,
+    peer: Option<SocketAddr>,
     loops: Vec<JoinHandle<()>>,
 }
 
@@ -153,13 +159,24 @@ impl Gateway {
         let (audit, writer) = Audit::open(config.audit.clone(), clock.clone())
             .await
             .map_err(StartError::Audit)?;
-        // What a gateway that died left behind.
-        store
-            .all_disconnected(clock.unix())
-            .await
-            .map_err(StartError::Store)?;
         let (listener, public) = bind("listen", config.listen).await?;
         let (admin_listener, admin) = bind("admin_listen", config.admin_listen).await?;
+        let (peer_listener, peer) = match &config.peer {
+            Some(peer) => {
+                let (listener, bound) = bind("peer_listen", peer.listen).await?;
+                (Some((listener, peer.told(bound))), Some(bound))
+            }
+            None => (None, None),
+        };
+        let identity = Identity::new(random_id()?, Arc::clone(&keys), clock.clone());
+        let told = peer_listener.as_ref().map(|(_, told)| told.clone());
+        let parts = (store.clone(), Arc::clone(&keys), clock.clone());
+        let replicas = Replicas::new(&identity, told, parts)?;
+        // Before anything is signed that others have to believe.
+        replicas
+            .join(&keys, clock.unix())
+            .await
+            .map_err(StartError::Store)?;
         let gateway = Arc::new(Self {
             quotas: Quotas::new(config.limits, store.clone()),
             audit,
@@ -173,11 +190,12 @@ impl Gateway {
             keys,
             store,
             people,
-            replicas: Replicas::new()?,
+            replicas,
             tunnels: Tunnels::default(),
             hellos: SeenHellos::default(),
             requests: admin::Requests::default(),
             tasks: TaskTracker::new(),
+            peers: TaskTracker::new(),
             connections: TaskTracker::new(),
             leaving: CancellationToken::new(),
             drain: CancellationToken::new(),
@@ -189,7 +207,9 @@ impl Gateway {
                 certificate.clone(),
             )),
             own(admin::run(Arc::clone(&gateway), admin_listener)),
-            own(Arc::clone(&gateway.keys).renew()),
+            own(replicas::renew_keys(Arc::clone(&gateway))),
+            own(Replicas::keep(Arc::clone(&gateway))),
+            own(replicas::follow(Arc::clone(&gateway))),
             own(writer.run()),
             own(gateway.quotas.clone().forget_idle()),
             own(Arc::clone(&gateway.people).watch(gateway.store.clone(), gateway.clock.clone())),
@@ -198,11 +218,20 @@ impl Gateway {
         if let Some(certificate) = certificate {
             loops.push(own(certificate.watch()));
         }
-        tracing::info!(%public, %admin, url = %gateway.config.public_url, "gateway up");
+        if let Some((listener, told)) = peer_listener {
+            tracing::info!(address = told, "reached by other replicas");
+            loops.push(own(replicas::listener::run(
+                Arc::clone(&gateway),
+                identity,
+                listener,
+            )));
+        }
+        tracing::info!(%public, %admin, replica = gateway.replicas.id(), url = %gateway.config.public_url, "gateway up");
         Ok(Running {
             gateway,
             public,
             admin,
+            peer,
             loops,
         })
     }
@@ -250,6 +279,11 @@ impl Running {
         self.admin
     }
 
+    /// Where other replicas connect.
+    pub const fn peer_address(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
     /// The gateway itself.
     pub const fn gateway(&self) -> &Arc<Gateway> {
         &self.gateway
@@ -261,6 +295,7 @@ impl Running {
         gateway.leaving.cancel();
         gateway.drain.cancel();
         gateway.connections.close();
+        gateway.replicas.leave().await;
         let limit = gateway.config.drain_limit;
         tracing::info!(streams = gateway.live.count(), ?limit, "draining");
         let streams = async {
@@ -283,6 +318,7 @@ impl Running {
         {
             tracing::warn!("some sessions did not end in time");
         }
+        gateway.replicas.part(gateway.clock.unix()).await;
         if timeout(audit::FLUSH, gateway.audit.flush()).await.is_err() {
             tracing::error!("some audit events could not be written in time");
         }

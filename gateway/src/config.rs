@@ -33,8 +33,10 @@ const LEAST_HELD: u64 = 16 * 1024 * 1024;
 const MOST_HELD: u64 = 768 * 1024 * 1024;
 
 mod identity;
+mod peer;
 
 pub use identity::{FederationFile, Login, LoginFile};
+pub use peer::Peer;
 
 /// The configuration file, and what flags put over it. Every key but `public_url` and `tls` has a default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -46,6 +48,10 @@ pub struct File {
     pub listen: Option<String>,
     /// Where health and metrics are; `127.0.0.1:0`, any free port of the machine itself. It has no authentication.
     pub admin_listen: Option<String>,
+    /// Where other replicas reach this one; nowhere when absent. Only replicas of this gateway get in.
+    pub peer_listen: Option<String>,
+    /// As the others reach it, `HOST[:PORT]`; `peer_listen` when absent.
+    pub peer_address: Option<String>,
     /// Where keys and SQLite database are; the configuration file's directory. Relative paths begin there, too.
     pub state_dir: Option<PathBuf>,
     /// What is kept where; SQLite in `state_dir`.
@@ -143,6 +149,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Health and metrics.
     pub admin_listen: SocketAddr,
+    /// The peer listener.
+    pub peer: Option<Peer>,
     /// Keys and SQLite database.
     pub state_dir: PathBuf,
     /// The database.
@@ -286,6 +294,7 @@ impl File {
             "127.0.0.1:0",
             address,
         );
+        let peer = peer::peer(self, &mut check);
         let database = self.database(&mut check, &state_dir);
         let tls = self.tls(&mut check, &state_dir);
         let audit = self.audit(&mut check, &state_dir);
@@ -364,6 +373,7 @@ impl File {
             public_url,
             listen,
             admin_listen,
+            peer,
             database,
             tls,
             drain_limit,
@@ -377,6 +387,7 @@ impl File {
                 Some(public_url),
                 Some(listen),
                 Some(admin_listen),
+                Some(peer),
                 Some(database),
                 Some(tls),
                 Some(drain_limit),
@@ -389,6 +400,7 @@ impl File {
                 public_url,
                 listen,
                 admin_listen,
+                peer,
                 database,
                 tls,
                 certificate_authority: self
@@ -535,6 +547,7 @@ impl fmt::Debug for Config {
             .field("public_url", &self.base())
             .field("listen", &self.listen)
             .field("admin_listen", &self.admin_listen)
+            .field("peer", &self.peer)
             .field("state_dir", &self.state_dir)
             .field("database", &self.database.to_string())
             .field("tls", &self.tls)
@@ -794,7 +807,8 @@ mod tests {
             error,
             "the configuration /etc/towline/gateway.toml can't be used\n\
              TOML parse error at line 3, column 1\n  |\n3 | listn = \"x\"\n  | ^^^^^\n\
-             unknown field `listn`, expected one of `public_url`, `listen`, `admin_listen`, `state_dir`, `database`, `tls`, \
+             unknown field `listn`, expected one of `public_url`, `listen`, `admin_listen`, `peer_listen`, `peer_address`, \
+             `state_dir`, `database`, `tls`, \
              `certificate_authority`, `trusted_proxies`, `drain_limit`, `session_grace`, `limits`, `tokens`, `authentication_config`, `login`, \
              `federation`, `audit`\n"
         );

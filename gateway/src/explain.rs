@@ -22,6 +22,7 @@ use crate::{
     error::Refused,
     forward,
     iam::{Attributes, Considered, Permission, Resource},
+    route,
     store::StoreError,
     target::RequestInfo,
 };
@@ -167,8 +168,8 @@ pub(crate) async fn cluster(
     let lease = gateway.quotas.lease(permit).await?;
     let outbound = assert::review(lease, review(request), request_id)?;
     let answered = timeout(LIMIT, async {
-        let tunnel = gateway.tunnels.to(membership).await?;
-        let sent = tunnel.send(outbound).await?;
+        let route = route::to(gateway, membership).await?;
+        let sent = route.send(gateway, outbound).await?;
         let (head, body) = sent.response.into_parts();
         if let Some(code) = head.headers.get(wire::REFUSAL) {
             return Err(forward::refusal(code, body).await);

@@ -46,6 +46,23 @@ pub struct Keys {
     clock: Clock,
     root: PublicKey,
     state: RwLock<State>,
+    /// Of other replicas.
+    others: RwLock<BTreeMap<String, TokenKey>>,
+}
+
+/// New keys, before anything is signed with them.
+#[derive(Debug)]
+pub struct Renewed(State);
+
+/// What other replicas have to know of a signing key.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// The key's id.
+    pub id: String,
+    /// The certificates from the root to it.
+    pub chain: Chain,
+    /// Until when tokens may come that it signed, in Unix seconds.
+    pub until: u64,
 }
 
 #[derive(Debug)]
@@ -169,6 +186,7 @@ impl Keys {
                 signing,
                 tokens,
             }),
+            others: RwLock::default(),
         })
     }
 
@@ -201,32 +219,56 @@ impl Keys {
         (Arc::clone(&state.signing.pair), chain)
     }
 
+    /// What other replicas have to know of [`Keys::signing`].
+    pub fn published(&self) -> Published {
+        self.read().published()
+    }
+
     /// A public key that may have signed access tokens which are still good.
     pub fn token_key(&self, id: &str) -> Option<PublicKey> {
         let now = self.clock.unix();
-        self.read()
-            .tokens
-            .get(id)
-            .filter(|key| key.until > now)
-            .map(|key| key.key)
+        let known = |keys: &BTreeMap<String, TokenKey>| {
+            let key = keys.get(id).filter(|key| key.until > now)?;
+            Some(key.key)
+        };
+        known(&self.read().tokens).or_else(|| known(&self.others()))
+    }
+
+    /// Takes the keys that other replicas sign tokens with, each with its chain and until when such tokens may come;
+    /// those before are forgotten, and what doesn't lead to the root is left out.
+    pub fn believe(&self, chains: &[(String, u64)]) {
+        let mut others = BTreeMap::new();
+        for (chain, until) in chains {
+            let vouched =
+                Chain::from_header(chain).and_then(|chain| chain.verify_at_its_time(self.root));
+            match vouched {
+                Ok((key, expires)) => {
+                    let until = (*until).min(expires + TOKEN_KEY_SECONDS);
+                    others.insert(key.id(), TokenKey { key, until });
+                }
+                Err(error) => tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the database holds a signing key that does not lead to the root"
+                ),
+            }
+        }
+        *self.others.write().unwrap_or_else(PoisonError::into_inner) = others;
     }
 
     /// All of them, for other programs to verify tokens with.
     pub fn token_keys(&self) -> Vec<PublicKey> {
         let now = self.clock.unix();
-        self.read()
-            .tokens
-            .values()
-            .filter(|key| key.until > now)
-            .map(|key| key.key)
-            .collect()
+        let mut keys = self.read().tokens.clone();
+        keys.extend(self.others().clone());
+        let good = keys.into_values().filter(|key| key.until > now);
+        good.map(|key| key.key).collect()
     }
 
-    /// Renews what is past half its life. `true` when something was.
+    /// Makes what is past half its life anew; `None` when nothing is. The old keys go on until [`Keys::adopt`].
     ///
     /// # Errors
     /// See [`KeysError`]; the old keys go on.
-    pub fn renew_due(&self) -> Result<bool, KeysError> {
+    pub fn renew_due(&self) -> Result<Option<Renewed>, KeysError> {
         let now = self.clock.unix();
         let (mut issuing, signing, mut tokens) = {
             let state = self.read();
@@ -253,34 +295,71 @@ impl Keys {
             }
         }
         if !due {
-            return Ok(false);
+            return Ok(None);
         }
         tokens.retain(|_, key| key.until > now);
         let signing = make_signing(&self.dir, &issuing, &mut tokens, now)?;
-        tracing::info!(key = signing.pair.public().id(), "a new signing key");
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State {
+        Ok(Some(Renewed(State {
             issuing,
             signing,
             tokens,
-        };
-        Ok(true)
+        })))
     }
 
-    /// Renews keys as they age, for as long as it is polled.
-    pub async fn renew(self: Arc<Self>) {
+    /// Signs with new keys from now on.
+    pub fn adopt(&self, renewed: Renewed) {
+        let key = renewed.0.signing.pair.public().id();
+        tracing::info!(key, "a new signing key");
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = renewed.0;
+    }
+
+    /// Renews keys as they age, for as long as it is polled; `publish` tells other replicas of one before anything is
+    /// signed with it, and is tried again while it says no.
+    pub async fn renew<F>(self: Arc<Self>, publish: impl Fn(Published) -> F)
+    where
+        F: Future<Output = bool>,
+    {
+        let mut pending = None;
         loop {
             tokio::time::sleep(LOOK).await;
-            if let Err(error) = self.renew_due() {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "keys can't be renewed; the old ones go on"
-                );
+            if pending.is_none() {
+                pending = self.renew_due().unwrap_or_else(|error| {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "keys can't be renewed; the old ones go on"
+                    );
+                    None
+                });
+            }
+            if let Some(renewed) = pending.take() {
+                if publish(renewed.0.published()).await {
+                    self.adopt(renewed);
+                } else {
+                    pending = Some(renewed);
+                }
             }
         }
     }
 
+    fn others(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, TokenKey>> {
+        self.others.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn published(&self) -> Published {
+        Published {
+            id: self.signing.pair.public().id(),
+            chain: Chain::new(
+                self.issuing.certificate.clone(),
+                self.signing.certificate.clone(),
+            ),
+            until: self.signing.expires + TOKEN_KEY_SECONDS,
+        }
     }
 }
 

@@ -45,6 +45,7 @@ pub mod login;
 pub mod quota;
 pub mod replicas;
 pub mod request;
+pub mod route;
 pub mod server;
 pub mod slow;
 pub mod store;

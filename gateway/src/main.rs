@@ -50,6 +50,8 @@ const KEYS: &str = "Configuration file (TOML):
   public_url             https://HOST[:PORT], as callers and agents reach the gateway
   listen                 public port                                   [0.0.0.0:8443]
   admin_listen           health and metrics, without authentication    [127.0.0.1:0]
+  peer_listen            where other replicas reach this one           [nowhere]
+  peer_address           HOST[:PORT] that they are told                [peer_listen]
   state_dir              keys and SQLite database; relative paths begin there [the file's directory]
   database.url           sqlite:PATH, or for several replicas
                          postgres://USER@HOST[:PORT]/DATABASE[?sslmode=...] [sqlite:towline.db]
@@ -205,6 +207,14 @@ struct RunFlags {
     #[command(flatten)]
     database_password: DatabasePassword,
 
+    /// In place of the file's peer_listen; port 0 takes any free port
+    #[arg(long, value_name = "ADDRESS:PORT", env = "TOWLINE_PEER_LISTEN")]
+    peer_listen: Option<String>,
+
+    /// In place of the file's peer_address
+    #[arg(long, value_name = "HOST[:PORT]", env = "TOWLINE_PEER_ADDRESS")]
+    peer_address: Option<String>,
+
     /// Only look whether the configuration can be used
     #[arg(long)]
     check: bool,
@@ -291,6 +301,8 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
                 (&flags.public_url, &mut file.public_url),
                 (&flags.listen, &mut file.listen),
                 (&flags.admin_listen, &mut file.admin_listen),
+                (&flags.peer_listen, &mut file.peer_listen),
+                (&flags.peer_address, &mut file.peer_address),
             ] {
                 if flag.is_some() {
                     key.clone_from(flag);
@@ -346,6 +358,7 @@ async fn run(config: Config, print_addresses: bool) -> anyhow::Result<()> {
         let addresses = serde_json::json!({
             "public": running.public_address(),
             "admin": running.admin_address(),
+            "peer": running.peer_address(),
             "publicUrl": running.gateway().config.base(),
         });
         writeln!(io::stdout(), "{addresses}")?;

@@ -14,7 +14,7 @@ use crate::{
     audit::{self, Record},
     authn, authz,
     error::Refused,
-    forward,
+    forward, route,
     target::Target,
 };
 
@@ -80,11 +80,8 @@ async fn run(
     record.outbound(&outbound);
 
     // Everything that may fail before the answer's head.
-    let tunnel = gateway
-        .tunnels
-        .to(outbound.lease().permit().membership())
-        .await?;
-    let sent = tunnel.send(outbound).await?;
+    let route = route::to(gateway, outbound.lease().permit().membership()).await?;
+    let sent = route.send(gateway, outbound).await?;
 
     // From here on errors can't be HTTP any more.
     forward::answer(gateway, sent, upgrade, &origin, record).await

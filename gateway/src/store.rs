@@ -13,6 +13,7 @@ pub mod policies;
 pub mod projects;
 pub mod quotas;
 pub mod refresh;
+pub mod replicas;
 pub mod roles;
 pub mod service_accounts;
 pub mod sign_ins;
@@ -39,6 +40,7 @@ use connect::Pools;
 pub use database::{Database, Password, Postgres};
 pub use error::StoreError;
 pub use memberships::Row as MembershipRow;
+pub use replicas::{ReplicaRow, SessionRow};
 pub use users::User;
 
 /// How long anybody waits for an answer, whatever became of the database or the way to it.
@@ -190,7 +192,7 @@ impl Store {
             let result = timeout(ANSWER, transaction.commit()).await;
             match concern {
                 Concern::Rights => cache.changed(),
-                Concern::Status => cache.forget(),
+                Concern::Sessions => cache.sessions_changed(),
                 Concern::Tokens => {}
             }
             result
@@ -255,8 +257,8 @@ impl<T, F: Future<Output = Result<T, sqlx::Error>> + Send> Answered<T> for F {}
 enum Concern {
     /// Users, policies, memberships: decisions are made again.
     Rights,
-    /// A membership's state, on which nothing is decided.
-    Status,
+    /// Who holds which session, and so memberships' states, on which nothing is decided.
+    Sessions,
     /// Tokens and codes, which are never remembered.
     Tokens,
 }

@@ -11,7 +11,10 @@ use std::{
 
 use http::{HeaderValue, Response};
 use hyper::{body::Incoming, client::conn::http2::SendRequest};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use towline_proto::{
     assertion::SessionKey,
@@ -23,21 +26,20 @@ use towline_proto::{
     tunnel,
 };
 
-use crate::{assert::Outbound, error::Refused, quota::Lease};
-use message::{Answered, Message};
-use shares::{Place, Shares};
+use crate::{assert::Outbound, error::Refused, quota::Lease, replicas::PassedOn};
+use grants::Granted;
+use shares::Shares;
 
-pub(crate) use grants::{Granted, Grants};
+pub(crate) use grants::Grants;
 pub use message::RequestBody;
+pub(crate) use message::{Answered, Message};
+pub(crate) use shares::Place;
 
 mod grants;
 mod message;
 mod shares;
 
-/// How long a request waits for an agent that was here a moment ago.
-const RECONNECT_WAIT: Duration = Duration::from_secs(5);
-
-/// How long ago "a moment ago" may be; also how long after the gateway's own start agents are waited for.
+/// How long ago an agent may have been here that is waited for; also how long after the gateway's own start agents are waited for.
 const RECENT: Duration = Duration::from_secs(60);
 
 /// Sessions that a membership may have here, those without a connection included.
@@ -49,18 +51,17 @@ const ABANDONED: Duration = Duration::from_secs(1);
 /// One live session of a membership.
 #[derive(Debug)]
 pub struct Tunnel {
-    membership: Membership,
+    hello: Hello,
     handle: Handle,
-    /// The enrolled key of its agent, the machine that it runs on, and which of its starts this is.
+    /// The enrolled key of its agent.
     agent: PublicKey,
-    host: String,
-    process: String,
     resumption: ResumptionKey,
     key: SessionKey,
     grants: Grants,
     requests: SendRequest<RequestBody>,
     shares: Shares,
     draining: AtomicBool,
+    noting: tokio::sync::Mutex<()>,
     closed: CancellationToken,
 }
 
@@ -75,16 +76,24 @@ pub struct Sent {
     pub held: Held,
 }
 
-/// A stream's place in its tunnel and its lease.
+/// A stream's place in its tunnel, which another replica has for it if the session is there, and its lease.
 #[derive(Debug)]
 pub struct Held {
     lease: Lease,
-    _place: Place,
+    _place: Option<Place>,
     /// Cancelled when the session is over.
     pub closed: CancellationToken,
 }
 
 impl Held {
+    pub(crate) const fn elsewhere(lease: Lease, closed: CancellationToken) -> Self {
+        Self {
+            lease,
+            _place: None,
+            closed,
+        }
+    }
+
     /// The lease that the stream runs on.
     pub const fn lease(&self) -> &Lease {
         &self.lease
@@ -94,7 +103,7 @@ impl Held {
 impl Tunnel {
     /// A tunnel over an HTTP/2 connection that was just made on a session.
     pub(crate) fn new(
-        hello: &Hello,
+        hello: Hello,
         accepted: Accepted,
         agent: PublicKey,
         grants: Grants,
@@ -102,17 +111,16 @@ impl Tunnel {
         requests: SendRequest<RequestBody>,
     ) -> Self {
         Self {
-            membership: hello.membership.clone(),
+            hello,
             handle,
             agent,
-            host: hello.host.clone(),
-            process: hello.process.clone(),
             resumption: accepted.resumption,
             key: accepted.key,
             grants,
             requests,
             shares: Shares::new(tunnel::MAX_STREAMS),
             draining: AtomicBool::new(false),
+            noting: tokio::sync::Mutex::default(),
             closed: CancellationToken::new(),
         }
     }
@@ -132,9 +140,19 @@ impl Tunnel {
         self.handle.is_up() && !self.draining.load(Ordering::Relaxed) && !self.closed.is_cancelled()
     }
 
+    /// Held by who writes down how the session is.
+    pub(crate) const fn noting(&self) -> &tokio::sync::Mutex<()> {
+        &self.noting
+    }
+
     /// Whose session it is.
     pub const fn membership(&self) -> &Membership {
-        &self.membership
+        &self.hello.membership
+    }
+
+    /// What its agent told when it opened it.
+    pub(crate) const fn hello(&self) -> &Hello {
+        &self.hello
     }
 
     /// Gives the session other connections.
@@ -157,6 +175,27 @@ impl Tunnel {
         self.shares.taken()
     }
 
+    /// Whether it has a connection.
+    pub(crate) fn is_up(&self) -> bool {
+        self.handle.is_up() && !self.closed.is_cancelled()
+    }
+
+    /// Sends down the tunnel what another replica has authorized, and waits for the answer's head.
+    ///
+    /// # Errors
+    /// The session is over, or it is full.
+    pub(crate) async fn pass(
+        &self,
+        passed: PassedOn,
+    ) -> Result<(Response<Incoming>, Place), Refused> {
+        let (principal, request) = passed.into_parts();
+        let place = self.shares.take(&principal)?;
+        let mut message = Message::passed_on(request);
+        message.seal(&self.key)?;
+        let answered = message.send(&self.requests, &self.closed).await?;
+        Ok((answered.response, place))
+    }
+
     /// Sends an authorized request down the tunnel and waits for the answer's head.
     ///
     /// # Errors
@@ -173,7 +212,7 @@ impl Tunnel {
             outgoing,
             held: Held {
                 lease,
-                _place: place,
+                _place: Some(place),
                 closed: self.closed.clone(),
             },
         })
@@ -224,25 +263,13 @@ pub struct Registered {
     tunnel: Arc<Tunnel>,
 }
 
-impl Registered {
-    /// Whether no other session of the membership is up.
-    pub fn is_last(&self) -> bool {
-        let state = self.tunnels.lock();
-        let live = state.live.get(&self.tunnel.membership);
-        !live
-            .into_iter()
-            .flatten()
-            .any(|other| !Arc::ptr_eq(other, &self.tunnel) && other.is_open())
-    }
-}
-
 impl Drop for Registered {
     fn drop(&mut self) {
         self.tunnel.closed.cancel();
         // Answers that are under way have no other end than the connection's.
         self.tunnel.handle.retire("the session was closed");
         let mut state = self.tunnels.lock();
-        let membership = &self.tunnel.membership;
+        let membership = self.tunnel.membership();
         if let Some(live) = state.live.get_mut(membership) {
             live.retain(|other| !Arc::ptr_eq(other, &self.tunnel));
             if live.is_empty() {
@@ -257,16 +284,16 @@ impl Tunnels {
     /// Adds a session. Those that wait for a connection of an agent that has begun anew meanwhile wait no longer.
     pub fn register(&self, tunnel: Arc<Tunnel>) -> Registered {
         let mut state = self.lock();
-        state.lost.remove(&tunnel.membership);
+        state.lost.remove(tunnel.membership());
         state.lost.retain(|_, since| since.elapsed() < RECENT);
-        let live = state.live.entry(tunnel.membership.clone()).or_default();
+        let live = state.live.entry(tunnel.membership().clone()).or_default();
         let abandoned: Vec<Handle> = live
             .iter()
             .filter(|other| {
                 !other.handle.is_up()
-                    && !tunnel.host.is_empty()
-                    && other.host == tunnel.host
-                    && other.process != tunnel.process
+                    && !tunnel.hello.host.is_empty()
+                    && other.hello.host == tunnel.hello.host
+                    && other.hello.process != tunnel.hello.process
             })
             .map(|other| other.handle.clone())
             .collect();
@@ -282,26 +309,9 @@ impl Tunnels {
         }
     }
 
-    /// The membership's session with the fewest streams; waits a few seconds for an agent that was here a moment ago.
-    ///
-    /// # Errors
-    /// 503: no agent.
-    pub async fn to(&self, membership: &Membership) -> Result<Arc<Tunnel>, Refused> {
-        let deadline = Instant::now() + RECONNECT_WAIT;
-        loop {
-            // Subscribed before looking, so that no arrival falls between.
-            let arrived = self.arrived.notified();
-            tokio::pin!(arrived);
-            arrived.as_mut().enable();
-            if let Some(tunnel) = self.best(membership) {
-                return Ok(tunnel);
-            }
-            if !self.expected(membership)
-                || tokio::time::timeout_at(deadline, arrived).await.is_err()
-            {
-                return Err(Refused::NoAgent(membership.clone()));
-            }
-        }
+    /// Resolves when a session begins or goes on.
+    pub(crate) fn arrived(&self) -> Notified<'_> {
+        self.arrived.notified()
     }
 
     /// Whether a membership may have one more session here. Where it has all it may, one that waits for a connection
@@ -323,6 +333,11 @@ impl Tunnels {
         drop(state);
         down.inspect(|(_, handle)| handle.end("its membership has too many sessions"))
             .is_some()
+    }
+
+    /// All sessions that are held here.
+    pub(crate) fn all(&self) -> Vec<Arc<Tunnel>> {
+        self.lock().live.values().flatten().cloned().collect()
     }
 
     /// A session of a membership by its id.
@@ -348,7 +363,8 @@ impl Tunnels {
         )
     }
 
-    fn best(&self, membership: &Membership) -> Option<Arc<Tunnel>> {
+    /// A membership's session with the fewest streams.
+    pub(crate) fn best(&self, membership: &Membership) -> Option<Arc<Tunnel>> {
         let state = self.lock();
         let live = state.live.get(membership)?;
         live.iter()
@@ -357,7 +373,8 @@ impl Tunnels {
             .cloned()
     }
 
-    fn expected(&self, membership: &Membership) -> bool {
+    /// Whether a membership's agent was here a moment ago.
+    pub(crate) fn expected(&self, membership: &Membership) -> bool {
         let state = self.lock();
         let lost = state.lost.get(membership);
         self.started.elapsed() < RECENT

@@ -103,27 +103,45 @@ pub fn certified(
     r#use: Use,
     now: u64,
 ) -> Result<(PublicKey, u64), InvalidChain> {
-    let which = match r#use {
-        Use::Issuing => "issuing",
-        Use::Signing => "signing",
-    };
+    let found = signed(parent, certificate, r#use)?;
+    found.check_time(now)?;
+    Ok((found.key, found.exp))
+}
+
+fn signed(parent: PublicKey, certificate: &str, r#use: Use) -> Result<Certificate, InvalidChain> {
     let found: Certificate = parent
         .verify(Kind::Certificate, certificate)
-        .map_err(|e| InvalidChain::Statement(which, e))?;
-    if found.r#use != r#use {
-        return Err(InvalidChain::Use(which));
+        .map_err(|e| InvalidChain::Statement(r#use.name(), e))?;
+    if found.r#use == r#use {
+        Ok(found)
+    } else {
+        Err(InvalidChain::Use(r#use.name()))
     }
-    if now.saturating_add(LEEWAY_SECONDS) < found.nbf
-        || now >= found.exp.saturating_add(LEEWAY_SECONDS)
-    {
-        return Err(InvalidChain::Time {
-            which,
-            nbf: found.nbf,
-            exp: found.exp,
-            now,
-        });
+}
+
+impl Use {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Issuing => "issuing",
+            Self::Signing => "signing",
+        }
     }
-    Ok((found.key, found.exp))
+}
+
+impl Certificate {
+    fn check_time(&self, now: u64) -> Result<(), InvalidChain> {
+        if now.saturating_add(LEEWAY_SECONDS) < self.nbf
+            || now >= self.exp.saturating_add(LEEWAY_SECONDS)
+        {
+            return Err(InvalidChain::Time {
+                which: self.r#use.name(),
+                nbf: self.nbf,
+                exp: self.exp,
+                now,
+            });
+        }
+        Ok(())
+    }
 }
 
 impl Chain {
@@ -139,6 +157,18 @@ impl Chain {
     pub fn verify(&self, root: PublicKey, now: u64) -> Result<(PublicKey, u64), InvalidChain> {
         let (issuing, _) = certified(root, &self.issuing, Use::Issuing, now)?;
         certified(issuing, &self.signing, Use::Signing, now)
+    }
+
+    /// The same whatever the time is: for what the key signed while the chain held. It held when the signing key was
+    /// certified.
+    ///
+    /// # Errors
+    /// See [`InvalidChain`].
+    pub fn verify_at_its_time(&self, root: PublicKey) -> Result<(PublicKey, u64), InvalidChain> {
+        let issuing = signed(root, &self.issuing, Use::Issuing)?;
+        let signing = signed(issuing.key, &self.signing, Use::Signing)?;
+        issuing.check_time(signing.nbf)?;
+        Ok((signing.key, signing.exp))
     }
 
     /// For a header: both certificates with a comma between.
@@ -244,6 +274,16 @@ mod tests {
             })
         ));
         assert!(matches!(at(NOW - 61), Err(InvalidChain::Time { .. })));
+        // What it signed then is another question.
+        chain.verify_at_its_time(root.public()).unwrap();
+        let late = NOW + ISSUING_SECONDS + 61;
+        let issuing = KeyPair::generate().unwrap();
+        let too_late = Chain::new(
+            certify(&root, issuing.public(), Use::Issuing, NOW),
+            certify(&issuing, issuing.public(), Use::Signing, late),
+        );
+        assert!(too_late.verify_at_its_time(root.public()).is_err());
+        assert!(too_late.verify_at_its_time(issuing.public()).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Runs a session, over one connection after the other.
 
-use std::{io, net::IpAddr, pin::pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -8,6 +8,7 @@ use tokio::{io::AsyncReadExt as _, time::timeout};
 use towline_proto::{
     handshake::{Accepted, Confirmation, HandshakeError, Hello},
     jws::PublicKey,
+    names::Membership,
     session::{Connection, Phase, Session},
     tunnel,
     websocket::{End, WebSocketConnection},
@@ -16,6 +17,7 @@ use towline_proto::{
 use super::{Carrier, Resumption};
 use crate::{
     app::Gateway,
+    store::StoreError,
     tunnels::{Grants, RequestBody, Tunnel},
 };
 
@@ -67,7 +69,7 @@ enum StartError {
 
 /// Runs a session from its first byte to its last.
 pub(super) async fn run(
-    gateway: &Gateway,
+    gateway: &Arc<Gateway>,
     client: IpAddr,
     upgraded: Upgraded,
     beginning: Beginning,
@@ -114,14 +116,14 @@ pub(super) async fn run(
         Arc::clone(&gateway.keys),
         gateway.clock.clone(),
     );
-    let tunnel = Tunnel::new(&hello, accepted, agent, grants, handle, requests);
+    let tunnel = Tunnel::new(hello, accepted, agent, grants, handle, requests);
     let tunnel = Arc::new(tunnel);
     let closed = tunnel.closed().clone();
     let registered = gateway.tunnels.register(Arc::clone(&tunnel));
-    tracing::info!(%client, %membership, session = id, ?carrier, agent = hello.agent_version, host = hello.host, "session up");
-    connected(gateway, &hello).await;
+    tracing::info!(%client, %membership, session = id, ?carrier, agent = tunnel.hello().agent_version, host = tunnel.hello().host, "session up");
+    note_aside(gateway, &tunnel);
 
-    let mut over = pin!(outlive(gateway, &tunnel, &hello));
+    let mut over = pin!(outlive(gateway, &tunnel));
     let outcome = tokio::select! {
         biased;
         () = closed.cancelled() => Ok(()),
@@ -137,12 +139,9 @@ pub(super) async fn run(
     let reason = outcome
         .err()
         .map_or_else(|| "closed".to_owned(), |error| describe(&error));
-    let last = registered.is_last();
     drop(registered);
     tracing::info!(%client, %membership, session = id, reason, "session over");
-    if last {
-        disconnected(gateway, &hello).await;
-    }
+    note(gateway, &tunnel).await;
 }
 
 /// Goes on with a session over another connection.
@@ -183,7 +182,7 @@ pub(super) async fn resume(
 
 /// Ends a session that has been without a connection for too long, says so of the membership earlier, and returns when
 /// the session is over.
-async fn outlive(gateway: &Gateway, tunnel: &Tunnel, hello: &Hello) {
+async fn outlive(gateway: &Arc<Gateway>, tunnel: &Arc<Tunnel>) {
     let grace = gateway.config.session_grace;
     let (membership, session) = (tunnel.membership(), tunnel.handle().id());
     let mut phase = tunnel.handle().phase();
@@ -203,9 +202,7 @@ async fn outlive(gateway: &Gateway, tunnel: &Tunnel, hello: &Hello) {
         if timeout(NOTICEABLE.min(grace), up(&mut phase)).await.is_ok() {
             continue;
         }
-        if gateway.tunnels.sessions(membership) == 0 {
-            disconnected(gateway, hello).await;
-        }
+        note_aside(gateway, tunnel);
         // It may have been up in between.
         while let Some(down) = tunnel.handle().down_for() {
             let left = grace.saturating_sub(down);
@@ -217,23 +214,59 @@ async fn outlive(gateway: &Gateway, tunnel: &Tunnel, hello: &Hello) {
             }
         }
         if tunnel.handle().is_up() {
-            connected(gateway, hello).await;
+            note_aside(gateway, tunnel);
         }
     }
 }
 
-async fn connected(gateway: &Gateway, hello: &Hello) {
-    let (membership, now) = (&hello.membership, gateway.clock.unix());
-    if let Err(error) = gateway.store.agent_connected(membership, hello, now).await {
-        tracing::error!(%membership, error = &error as &dyn std::error::Error, "the membership's state was not noted");
+/// The same without waiting: a session goes on whatever the database does.
+fn note_aside(gateway: &Arc<Gateway>, tunnel: &Arc<Tunnel>) {
+    let (noting, tunnel) = (Arc::clone(gateway), Arc::clone(tunnel));
+    gateway
+        .tasks
+        .spawn(async move { note(&noting, &tunnel).await });
+}
+
+/// Writes down how a session is, for the other replicas and for whoever asks about the membership.
+pub(crate) async fn note(gateway: &Gateway, tunnel: &Tunnel) {
+    // One after the other, each with what is so by then.
+    let _turn = tunnel.noting().lock().await;
+    let (membership, session) = (tunnel.membership(), tunnel.handle().id());
+    let now = gateway.clock.unix();
+    let noted = if tunnel.is_up() {
+        let told = (membership, tunnel.hello());
+        let replica = gateway.replicas.id();
+        gateway.store.session_up(replica, session, told, now).await
+    } else {
+        let over = tunnel.closed().is_cancelled();
+        gateway
+            .store
+            .session_down(session, membership, over, now)
+            .await
+    };
+    if let Err(error) = noted {
+        gateway.replicas.unsaid();
+        tracing::warn!(%membership, session, error = &error as &dyn std::error::Error, "the session's state was not noted");
     }
 }
 
-async fn disconnected(gateway: &Gateway, hello: &Hello) {
-    let (membership, now) = (&hello.membership, gateway.clock.unix());
-    if let Err(error) = gateway.store.agent_disconnected(membership, now).await {
-        tracing::error!(%membership, error = &error as &dyn std::error::Error, "the membership's state was not noted");
+/// Ends the sessions of memberships that were deleted, or registered anew for another key, through another replica.
+pub(crate) async fn let_go(gateway: &Gateway) -> Result<(), StoreError> {
+    let enrolled: HashMap<Membership, Option<PublicKey>> = gateway
+        .store
+        .memberships(None)
+        .await?
+        .into_iter()
+        .map(|row| (row.membership, row.public_key))
+        .collect();
+    for tunnel in gateway.tunnels.all() {
+        let membership = tunnel.membership();
+        if enrolled.get(membership) != Some(&Some(*tunnel.agent())) {
+            tracing::info!(%membership, session = tunnel.handle().id(), "its membership's key is another, or none");
+            tunnel.closed().cancel();
+        }
     }
+    Ok(())
 }
 
 /// An error with its causes.

@@ -23,6 +23,34 @@ fn the_chain_leads_from_the_root_to_the_signing_key() {
 }
 
 #[test]
+fn tokens_of_another_replica_are_believed_under_one_root_alone() {
+    let [ours, others, strangers] = [0; 3].map(|_| tempfile::tempdir().unwrap());
+    let clock = Clock::fixed(NOW).0;
+    let open = |dir: &tempfile::TempDir| Keys::create(dir.path(), clock.clone()).unwrap();
+    let (keys, stranger) = (open(&ours), open(&strangers));
+    for file in [ROOT, ROOT_PUBLIC] {
+        fs::copy(ours.path().join(file), others.path().join(file)).unwrap();
+    }
+    let other = open(&others);
+    let published = |keys: &Keys| {
+        let Published { id, chain, until } = keys.published();
+        (id, (chain.to_header(), until))
+    };
+    let ((id, row), (strange, strange_row)) = (published(&other), published(&stranger));
+    assert_eq!(keys.token_key(&id), None);
+    // Whoever writes into the database makes nobody believed, nor for longer.
+    keys.believe(&[(row.0, u64::MAX), strange_row]);
+    assert_eq!(keys.token_key(&id), Some(other.signing().public()));
+    assert_eq!(keys.token_key(&strange), None);
+    assert_eq!(keys.token_keys().len(), 2);
+    let late = Keys {
+        clock: Clock::fixed(NOW + SIGNING_SECONDS + TOKEN_KEY_SECONDS).0,
+        ..keys
+    };
+    assert_eq!(late.token_key(&id), None);
+}
+
+#[test]
 fn a_restart_keeps_the_keys() {
     let dir = tempfile::tempdir().unwrap();
     let first = Keys::create(dir.path(), Clock::fixed(NOW).0).unwrap();
@@ -40,9 +68,10 @@ fn signing_keys_rotate_at_half_life_and_their_tokens_stay_good() {
     let set = |seconds: u64| time.store(NOW + seconds, std::sync::atomic::Ordering::SeqCst);
 
     set(SIGNING_SECONDS / 2 - 1);
-    assert!(!keys.renew_due().unwrap());
+    assert!(keys.renew_due().unwrap().is_none());
     set(SIGNING_SECONDS / 2);
-    assert!(keys.renew_due().unwrap());
+    let renewed = keys.renew_due().unwrap().unwrap();
+    keys.adopt(renewed);
     assert_ne!(keys.signing().public(), old.public());
     assert_eq!(
         keys.chain().verify(keys.root(), clock.unix()).unwrap().0,

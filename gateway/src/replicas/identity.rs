@@ -121,6 +121,11 @@ impl Identity {
         })
     }
 
+    /// Which replica this is.
+    pub fn replica(&self) -> &str {
+        &self.replica
+    }
+
     /// Serves other replicas alone.
     ///
     /// # Errors

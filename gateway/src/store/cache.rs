@@ -24,6 +24,7 @@ use crate::{
 pub(super) struct Cache {
     state: Mutex<State>,
     changes: watch::Sender<u64>,
+    sessions: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -139,6 +140,7 @@ impl Default for Cache {
         Self {
             state: Mutex::default(),
             changes: watch::channel(0).0,
+            sessions: watch::channel(0).0,
         }
     }
 }
@@ -166,11 +168,18 @@ impl Cache {
         }
     }
 
-    /// A write that concerns a membership's state alone.
-    pub(super) fn forget(&self) {
-        let mut state = self.lock();
-        state.writes += 1;
-        state.memberships.clear();
+    pub(super) fn sessions(&self) -> watch::Receiver<u64> {
+        self.sessions.subscribe()
+    }
+
+    /// A write that concerns sessions, and the state of memberships alone.
+    pub(super) fn sessions_changed(&self) {
+        {
+            let mut state = self.lock();
+            state.writes += 1;
+            state.memberships.clear();
+        }
+        self.sessions.send_modify(|version| *version += 1);
     }
 
     /// A write that may give or take rights.

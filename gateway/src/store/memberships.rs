@@ -306,19 +306,17 @@ impl Store {
         Ok(self.commit(transaction, Concern::Rights).await?)
     }
 
-    /// Notes that an agent's session has begun and what it told; its registration token is used up for good.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub async fn agent_connected(
+    /// Notes that an agent's session has begun and what it told; its registration token is used up for good. `false`
+    /// where there is no such membership.
+    pub(super) async fn agent_connected(
         &self,
+        transaction: &mut Transaction,
         membership: &Membership,
         hello: &Hello,
         now: u64,
-    ) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
+    ) -> Result<bool, StoreError> {
         // What an agent couldn't find out this time was perhaps known before.
-        sqlx::query(
+        let known = sqlx::query(
             "UPDATE memberships SET key_used = 1, agent_version = $4, \
              kubernetes_version = CASE WHEN $5 = '' THEN kubernetes_version ELSE $5 END, \
              external_id = CASE WHEN $6 = '' THEN external_id ELSE $6 END, \
@@ -332,57 +330,17 @@ impl Store {
         .bind(&hello.kubernetes_version)
         .bind(&hello.external_id)
         .bind(sql(now))
-        .execute(&mut *transaction)
+        .execute(&mut **transaction)
         .answered(self)
         .await?;
         self.execute_on(
-            &mut transaction,
+            transaction,
             "DELETE FROM registration_tokens \
              WHERE project = $1 AND location = $2 AND name = $3 AND redeemed_by IS NOT NULL",
             membership,
         )
         .await?;
-        self.commit(transaction, Concern::Status).await
-    }
-
-    /// Notes that a membership's last session has ended.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub async fn agent_disconnected(
-        &self,
-        membership: &Membership,
-        now: u64,
-    ) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        sqlx::query(
-            "UPDATE memberships SET connected_since = NULL, disconnected_since = COALESCE(disconnected_since, $4) \
-             WHERE project = $1 AND location = $2 AND name = $3",
-        )
-        .bind(membership.project.as_str())
-        .bind(membership.location.as_str())
-        .bind(membership.id.as_str())
-        .bind(sql(now))
-        .execute(&mut *transaction)
-        .answered(self)
-        .await?;
-        self.commit(transaction, Concern::Status).await
-    }
-
-    /// Notes that no agent is connected: what a gateway that died left behind.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub async fn all_disconnected(&self, now: u64) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        sqlx::query(
-            "UPDATE memberships SET connected_since = NULL, disconnected_since = $1 WHERE connected_since IS NOT NULL",
-        )
-        .bind(sql(now))
-        .execute(&mut *transaction)
-        .answered(self)
-        .await?;
-        self.commit(transaction, Concern::Status).await
+        Ok(known.rows_affected() > 0)
     }
 
     async fn read_membership(

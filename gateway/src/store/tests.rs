@@ -18,6 +18,7 @@ use super::{
     *,
 };
 use crate::iam::{Binding, Member, Policy, Principal, Role};
+use crate::keys::Published;
 
 on_both! {
     a_user_lives,
@@ -29,6 +30,8 @@ on_both! {
     a_token_claims_no_other_name,
     of_many_keys_at_once_one_is_enrolled,
     a_membership_tells_since_when,
+    replicas_and_their_sessions_are_known,
+    signing_keys_are_published_for_as_long_as_they_count,
     refresh_tokens_rotate,
     the_grace_ends_when_what_came_of_it_is_used,
     refresh_tokens_end,
@@ -366,10 +369,7 @@ async fn a_registration_token_enrols_one_key(on: On) {
         Some(first)
     );
 
-    store
-        .agent_connected(&edge(), &hello("v1"), NOW)
-        .await
-        .unwrap();
+    up(&store, "sW", &hello("v1"), NOW).await;
     assert!(matches!(
         store.redeem(&edge(), "t", first, NOW).await,
         Err(RedeemError::NoToken)
@@ -453,6 +453,106 @@ async fn of_many_keys_at_once_one_is_enrolled(on: On) {
     );
 }
 
+/// A session at the replica `r` is up.
+async fn up(store: &Store, session: &str, hello: &Hello, now: u64) {
+    store.replica_beats("r", "", 1, false).await.unwrap();
+    let told = (&edge(), hello);
+    store.session_up("r", session, told, now).await.unwrap();
+}
+
+async fn replicas_and_their_sessions_are_known(on: On) {
+    let store = store(on).await;
+    store
+        .register(&edge(), false, "t", NOW, NOW + 60)
+        .await
+        .unwrap();
+    store.replica_joins("q", "q:1", NOW).await.unwrap();
+    up(&store, "s1", &hello("v1"), NOW).await;
+    let told = (&edge(), &hello("v1"));
+    store.session_up("q", "s2", told, NOW).await.unwrap();
+    let mut changed = store.sessions_changed();
+    // A beat is no news.
+    assert!(!store.replica_beats("q", "q:1", 7, true).await.unwrap());
+    assert!(!changed.has_changed().unwrap());
+    let mut replicas = store.replicas().await.unwrap();
+    replicas.sort_by(|a, b| a.id.cmp(&b.id));
+    let told: Vec<(&str, &str, u64, bool)> = replicas
+        .iter()
+        .map(|row| {
+            (
+                row.id.as_str(),
+                row.address.as_str(),
+                row.beat,
+                row.draining,
+            )
+        })
+        .collect();
+    assert_eq!(told, [("q", "q:1", 7, true), ("r", "", 1, false)]);
+
+    store
+        .session_down("s2", &edge(), false, NOW + 1)
+        .await
+        .unwrap();
+    assert!(changed.has_changed().unwrap());
+    changed.mark_unchanged();
+    let sessions = async || {
+        let mut rows = store.sessions_of(&edge()).await.unwrap();
+        rows.sort_by(|a, b| a.id.cmp(&b.id));
+        rows.into_iter()
+            .map(|row| (row.id, row.replica, row.up))
+            .collect::<Vec<_>>()
+    };
+    let row = |id: &str, replica: &str, up| (id.to_owned(), replica.to_owned(), up);
+    assert_eq!(
+        sessions().await,
+        [row("s1", "r", true), row("s2", "q", false)]
+    );
+    assert_eq!(store.sessions_held("q").await.unwrap(), ["s2"]);
+    assert_eq!(store.sessions_up().await.unwrap(), [(edge(), 1)]);
+
+    // With a replica go its sessions, and it hears of that when it comes again.
+    store
+        .forget_replicas(&["r".to_owned()], NOW + 2)
+        .await
+        .unwrap();
+    assert!(changed.has_changed().unwrap());
+    assert_eq!(sessions().await, [row("s2", "q", false)]);
+    assert_eq!(
+        store
+            .membership(&edge())
+            .await
+            .unwrap()
+            .unwrap()
+            .disconnected_since,
+        Some(NOW + 2)
+    );
+    assert!(store.replica_beats("r", "", 2, false).await.unwrap());
+    store.delete_membership(&edge()).await.unwrap();
+    assert_eq!(sessions().await, []);
+    let told = (&edge(), &hello("v1"));
+    store.session_up("r", "s3", told, NOW).await.unwrap();
+    assert_eq!(sessions().await, []);
+}
+
+async fn signing_keys_are_published_for_as_long_as_they_count(on: On) {
+    let store = store(on).await;
+    let key = |id: &str, until| Published {
+        id: id.to_owned(),
+        chain: towline_proto::keys::Chain::new(id.to_owned(), "c".to_owned()),
+        until,
+    };
+    store.publish_key(&key("a", NOW + 1), NOW).await.unwrap();
+    store.publish_key(&key("a", NOW + 1), NOW).await.unwrap();
+    store
+        .publish_key(&key("b", NOW + 9), NOW + 1)
+        .await
+        .unwrap();
+    assert_eq!(
+        store.signing_keys().await.unwrap(),
+        [("b,c".to_owned(), NOW + 9)]
+    );
+}
+
 async fn a_membership_tells_since_when(on: On) {
     let store = store(on).await;
     store
@@ -464,15 +564,9 @@ async fn a_membership_tells_since_when(on: On) {
         (row().await.connected_since, row().await.disconnected_since),
         (None, None)
     );
-    store
-        .agent_connected(&edge(), &hello("v1"), NOW + 1)
-        .await
-        .unwrap();
+    up(&store, "s1", &hello("v1"), NOW + 1).await;
     // A second agent doesn't change since when, and one that couldn't ask takes nothing away.
-    store
-        .agent_connected(&edge(), &hello(""), NOW + 2)
-        .await
-        .unwrap();
+    up(&store, "s2", &hello(""), NOW + 2).await;
     let connected = row().await;
     assert_eq!(
         (connected.connected_since, connected.disconnected_since),
@@ -485,16 +579,21 @@ async fn a_membership_tells_since_when(on: On) {
         ),
         ("v1", "v1")
     );
-    store.agent_disconnected(&edge(), NOW + 3).await.unwrap();
+    // As long as one of them is up.
+    for (session, at, over) in [("s1", NOW + 3, true), ("s2", NOW + 3, false)] {
+        assert_eq!(row().await.connected_since, Some(NOW + 1));
+        store
+            .session_down(session, &edge(), over, at)
+            .await
+            .unwrap();
+    }
     assert_eq!(
         (row().await.connected_since, row().await.disconnected_since),
         (None, Some(NOW + 3))
     );
-    store
-        .agent_connected(&edge(), &hello("v1"), NOW + 4)
-        .await
-        .unwrap();
-    store.all_disconnected(NOW + 5).await.unwrap();
+    up(&store, "s4", &hello("v1"), NOW + 4).await;
+    let gone = ["r".to_owned()];
+    store.forget_replicas(&gone, NOW + 5).await.unwrap();
     assert_eq!(
         (row().await.connected_since, row().await.disconnected_since),
         (None, Some(NOW + 5))
@@ -685,10 +784,7 @@ async fn whoever_listens_hears_of_what_concerns_rights_and_reads_the_new(on: On)
         .unwrap();
     assert!(changes.has_changed().unwrap());
     changes.mark_unchanged();
-    store
-        .agent_connected(&edge(), &hello("v1"), NOW)
-        .await
-        .unwrap();
+    up(&store, "sW", &hello("v1"), NOW).await;
     assert!(
         !changes.has_changed().unwrap(),
         "nothing is decided on a membership's state"

@@ -65,7 +65,7 @@ impl Grants {
     }
 
     /// A grant for this identity, signed anew only when the last one is past half its time.
-    pub(super) fn of(&self, identity: &Arc<Identity>) -> Result<Granted, Refused> {
+    pub(crate) fn of(&self, identity: &Arc<Identity>) -> Result<Granted, Refused> {
         let now = self.clock.unix();
         let principal = identity.principal.to_string();
         let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);

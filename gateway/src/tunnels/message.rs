@@ -33,9 +33,9 @@ pub(crate) struct Message {
 
 /// What came back.
 #[derive(Debug)]
-pub(super) struct Answered {
-    pub(super) response: Response<Incoming>,
-    pub(super) outgoing: Option<body::Sender>,
+pub(crate) struct Answered {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) outgoing: Option<body::Sender>,
 }
 
 impl Message {
@@ -43,7 +43,7 @@ impl Message {
     ///
     /// # Errors
     /// 400 for what can't be said in HTTP.
-    pub(super) fn new(outbound: Outbound, granted: Granted) -> Result<(Self, Lease), Refused> {
+    pub(crate) fn new(outbound: Outbound, granted: Granted) -> Result<(Self, Lease), Refused> {
         let request_id = text(outbound.request_id())?;
         let nested = outbound.nested().map(Nested::to_header);
         let proof = outbound.proof().map(Proof::to_header);
@@ -94,6 +94,24 @@ impl Message {
         Ok((message, lease))
     }
 
+    /// A request that another replica has authorized, and whose grant was verified here.
+    pub(super) fn passed_on(request: Request<RequestBody>) -> Self {
+        Self {
+            request,
+            outgoing: None,
+            fault: Fault::default(),
+        }
+    }
+
+    /// Says something to the replica that passes it on, in a header.
+    ///
+    /// # Errors
+    /// 400 for what can't stand in one.
+    pub(crate) fn address(&mut self, name: &'static str, value: &str) -> Result<(), Refused> {
+        self.request.headers_mut().insert(name, text(value)?);
+        Ok(())
+    }
+
     /// Seals it for one session, once.
     ///
     /// # Errors
@@ -126,7 +144,7 @@ impl Message {
     ///
     /// # Errors
     /// What is at the other end is gone.
-    pub(super) async fn send(
+    pub(crate) async fn send(
         self,
         requests: &SendRequest<RequestBody>,
         closed: &CancellationToken,

@@ -27,7 +27,7 @@ struct State {
 
 /// One place; dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     shares: Shares,
     principal: Principal,
 }

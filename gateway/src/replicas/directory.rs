@@ -1,0 +1,119 @@
+//! Which replica holds which session, as the database has it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use towline_proto::names::Membership;
+
+use super::elsewhere::Elsewhere;
+use crate::{
+    clock::Clock,
+    keys::Keys,
+    store::{SessionRow, Store},
+};
+
+/// How long what was read is believed if nobody says that it has changed.
+const BELIEVED: Duration = Duration::from_secs(5);
+
+/// How many memberships are remembered; then all are forgotten.
+const MOST: usize = 10_000;
+
+/// What is known of sessions that others hold.
+#[derive(Debug)]
+pub(super) struct Directory {
+    own: String,
+    store: Store,
+    keys: Arc<Keys>,
+    clock: Clock,
+    known: Mutex<HashMap<Membership, Known>>,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    /// The number of changes before it was read.
+    version: u64,
+    read: Instant,
+    sessions: Vec<Arc<Elsewhere>>,
+}
+
+impl Directory {
+    pub(super) fn new(own: String, store: Store, (keys, clock): (Arc<Keys>, Clock)) -> Self {
+        Self {
+            own,
+            store,
+            keys,
+            clock,
+            known: Mutex::default(),
+        }
+    }
+
+    /// A membership's sessions at other replicas: those with a connection first. What was read last is the answer while
+    /// the database doesn't give one.
+    pub(super) async fn sessions(&self, membership: &Membership) -> Vec<Arc<Elsewhere>> {
+        if !self.store.is_shared() {
+            return Vec::new();
+        }
+        let version = *self.store.sessions_changed().borrow();
+        let before = self.lock().get(membership).cloned();
+        if let Some(known) = &before
+            && known.version == version
+            && known.read.elapsed() < BELIEVED
+        {
+            return known.sessions.clone();
+        }
+        let before = before.map(|known| known.sessions).unwrap_or_default();
+        let rows = match self.store.sessions_of(membership).await {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::debug!(%membership, error = &error as &dyn std::error::Error, "not known who holds its sessions");
+                return before;
+            }
+        };
+        let sessions: Vec<Arc<Elsewhere>> = rows
+            .into_iter()
+            .filter(|row| row.replica != self.own)
+            .map(|row| self.session(membership, row, &before))
+            .collect();
+        let known = Known {
+            version,
+            read: Instant::now(),
+            sessions: sessions.clone(),
+        };
+        let mut all = self.lock();
+        if all.len() >= MOST {
+            all.clear();
+        }
+        all.insert(membership.clone(), known);
+        sessions
+    }
+
+    /// Has a membership's sessions read again.
+    pub(super) fn doubt(&self, membership: &Membership) {
+        self.lock().remove(membership);
+    }
+
+    /// The same as before where it is, with the grants that were signed for it.
+    fn session(
+        &self,
+        membership: &Membership,
+        row: SessionRow,
+        before: &[Arc<Elsewhere>],
+    ) -> Arc<Elsewhere> {
+        before
+            .iter()
+            .find(|known| known.is(&row))
+            .cloned()
+            .unwrap_or_else(|| {
+                let (keys, clock) = (Arc::clone(&self.keys), self.clock.clone());
+                Arc::new(Elsewhere::new(membership.clone(), row, keys, clock))
+            })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Membership, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

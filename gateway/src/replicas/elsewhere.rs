@@ -1,0 +1,205 @@
+//! A session that another replica holds, and the way of requests and connections to it.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty, Full, Limited};
+use hyper::{body::Incoming, client::conn::http1, upgrade::OnUpgrade};
+use hyper_util::rt::TokioIo;
+use tokio::{io::copy_bidirectional_with_sizes, time::timeout};
+use towline_proto::{endpoint, names::Membership};
+
+use super::{NOT_HERE, OF_CLIENT, OF_MEMBERSHIP, OF_SESSION, Replicas, peers::Peer};
+use crate::{
+    app::Gateway,
+    assert::Outbound,
+    clock::Clock,
+    error::Refused,
+    keys::Keys,
+    request::Body,
+    store::SessionRow,
+    tunnels::{Answered, Grants, Held, Message, Sent},
+};
+
+/// How long a replica may take to answer an agent that is passed on to it.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// The longest refusal that is passed back to an agent, in bytes.
+const MAX_REFUSAL: usize = 64 * 1024;
+
+/// What is carried at a time, each way, in bytes.
+const BUFFER: usize = 64 * 1024;
+
+/// A session of another replica's.
+#[derive(Debug)]
+pub(crate) struct Elsewhere {
+    membership: Membership,
+    session: SessionRow,
+    grants: Grants,
+}
+
+impl Elsewhere {
+    pub(super) fn new(
+        membership: Membership,
+        session: SessionRow,
+        keys: Arc<Keys>,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            grants: Grants::new(membership.clone(), session.id.clone(), None, keys, clock),
+            membership,
+            session,
+        }
+    }
+
+    pub(super) fn is(&self, row: &SessionRow) -> bool {
+        self.session == *row
+    }
+
+    /// Whether it has a connection, as far as is known.
+    pub(crate) const fn is_up(&self) -> bool {
+        self.session.up
+    }
+
+    /// Sends an authorized request to the replica that holds the session, and waits for the answer's head.
+    ///
+    /// # Errors
+    /// 503: replica or session are gone.
+    pub(crate) async fn send(
+        &self,
+        replicas: &Replicas,
+        peer: &Peer,
+        outbound: Outbound,
+    ) -> Result<Sent, Refused> {
+        let granted = self.grants.of(outbound.lease().permit().identity())?;
+        let (mut message, lease) = Message::new(outbound, granted)?;
+        message.address(OF_SESSION, &self.session.id)?;
+        message.address(OF_MEMBERSHIP, &self.membership.to_string())?;
+        let Answered { response, outgoing } = message.send(&peer.requests, &peer.closed).await?;
+        if response.headers().contains_key(NOT_HERE) {
+            replicas.directory.doubt(&self.membership);
+            return Err(Refused::AgentLost);
+        }
+        Ok(Sent {
+            response,
+            outgoing,
+            held: Held::elsewhere(lease, peer.closed.clone()),
+        })
+    }
+}
+
+impl Replicas {
+    /// A membership's sessions at others that can be reached, the ones with a connection; and whether there are others
+    /// that may yet get one.
+    pub(crate) async fn sessions(&self, membership: &Membership) -> (Vec<Arc<Elsewhere>>, bool) {
+        let all = self.directory.sessions(membership).await;
+        let any = !all.is_empty();
+        let up = all.into_iter().filter(|session| {
+            session.is_up() && self.address_of(&session.session.replica).is_some()
+        });
+        (up.collect(), any)
+    }
+
+    /// The way to the replica that holds a session; `None` if it isn't reached, which is remembered.
+    pub(crate) async fn way(&self, to: &Elsewhere) -> Option<Arc<Peer>> {
+        let replica = &to.session.replica;
+        let address = self.address_of(replica)?;
+        match self.peers.peer(replica, &address).await {
+            Ok(peer) => Some(peer),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "not passed on");
+                self.unreached(replica);
+                None
+            }
+        }
+    }
+
+    /// Which other replica holds a session, and where it is reached.
+    pub(crate) async fn holder(
+        &self,
+        membership: &Membership,
+        session: &str,
+    ) -> Option<(String, String)> {
+        let all = self.directory.sessions(membership).await;
+        let found = all.iter().find(|known| known.session.id == session)?;
+        let replica = found.session.replica.clone();
+        let address = self.address_of(&replica)?;
+        Some((replica, address))
+    }
+}
+
+/// Passes an agent's connection on to the replica that holds its session.
+///
+/// # Errors
+/// That replica isn't reached, or doesn't answer.
+pub(crate) async fn pass_on(
+    gateway: &Arc<Gateway>,
+    client: IpAddr,
+    request: Request<Incoming>,
+    (replica, address): (String, String),
+) -> Result<Response<Body>, String> {
+    let unreached = |error: &dyn std::error::Error| {
+        gateway.replicas.unreached(&replica);
+        format!("the replica that holds the session is not reached: {error}")
+    };
+    let stream = gateway.replicas.peers.connection(&replica, &address).await;
+    let stream = stream.map_err(|error| unreached(&error))?;
+    let (mut head, _) = request.into_parts();
+    let near = head.extensions.remove::<OnUpgrade>();
+    let mut on = Request::get(endpoint::AGENT_CONNECT);
+    if let Some(headers) = on.headers_mut() {
+        *headers = head.headers;
+        headers.insert(header::HOST, HeaderValue::from_static("replica"));
+        if let Ok(client) = HeaderValue::from_str(&client.to_string()) {
+            headers.insert(HeaderName::from_static(OF_CLIENT), client);
+        }
+    }
+    let on = on
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let asked = async {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        gateway.peers.spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "an agent's way through this replica ended");
+            }
+        });
+        sender.send_request(on).await
+    };
+    let mut answer = timeout(ANSWER, asked)
+        .await
+        .map_err(|_| "the replica that holds the session does not answer".to_owned())?
+        .map_err(|error| unreached(&error))?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, MAX_REFUSAL).collect().await;
+        let body = body.map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
+        let body = Full::new(body).map_err(|never| match never {});
+        return Ok(Response::from_parts(head, body.boxed_unsync()));
+    }
+    let far = hyper::upgrade::on(&mut answer);
+    let near = near.ok_or_else(|| "the connection can't be switched".to_owned())?;
+    let drain = gateway.drain.clone();
+    gateway.peers.spawn(async move {
+        let carry = async {
+            let (near, far) = tokio::try_join!(near, far)?;
+            let (mut near, mut far) = (TokioIo::new(near), TokioIo::new(far));
+            let carried =
+                copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER, BUFFER).await;
+            Ok::<_, hyper::Error>(carried)
+        };
+        tokio::select! {
+            // The session goes on over another connection, through a replica that stays.
+            () = drain.cancelled() => {}
+            carried = carry => match carried {
+                Ok(Ok((up, down))) => tracing::debug!(up, down, "an agent's connection was passed on"),
+                Ok(Err(error)) => tracing::debug!(%error, "an agent's connection that was passed on broke"),
+                Err(error) => tracing::debug!(%error, "an agent's connection could not be passed on"),
+            }
+        }
+    });
+    let (head, _) = answer.into_parts();
+    let nothing = Empty::new().map_err(|never| match never {});
+    Ok(Response::from_parts(head, nothing.boxed_unsync()))
+}
