@@ -4,4 +4,4 @@ CREATE TABLE changes (
     version BIGINT NOT NULL
 );
 
-INSERT INTO changes (kind, version) VALUES ('rights', 0), ('status', 0), ('sessions', 0);
+INSERT INTO changes (kind, version) VALUES ('rights', 0), ('sessions', 0);

@@ -89,6 +89,8 @@ pub struct DatabaseFile {
     pub url: Option<String>,
     /// File with the password in its first line. Read again for new connections.
     pub password_file: Option<PathBuf>,
+    /// How long requests are served from memory while PostgreSQL can't be reached; `5m`.
+    pub offline_limit: Option<String>,
 }
 
 /// `[tls]`.
@@ -501,6 +503,11 @@ impl File {
         let password = database
             .password_file
             .map(|path| Password::File(state_dir.join(path)));
+        let (least, most) = (Duration::from_secs(10), Duration::from_secs(24 * 3600));
+        let limit = database.offline_limit.as_deref();
+        let limit = check.or("database.offline_limit", limit, "5m", |text| {
+            within(text, least, most)
+        })?;
         let url = database.url.as_deref().unwrap_or(DATABASE);
         Database::parse(url, state_dir, password).map_or_else(
             |reason| {
@@ -508,7 +515,7 @@ impl File {
                 let secret = Url::parse(url).is_ok_and(|url| url.password().is_some());
                 check.problem("database.url", if secret { "" } else { url }, reason)
             },
-            Some,
+            |database| Some(database.with_offline_limit(limit)),
         )
     }
 

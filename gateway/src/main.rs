@@ -56,6 +56,7 @@ const KEYS: &str = "Configuration file (TOML):
   database.url           sqlite:PATH, or for several replicas
                          postgres://USER@HOST[:PORT]/DATABASE[?sslmode=...] [sqlite:towline.db]
   database.password_file its first line; or TOWLINE_DATABASE_PASSWORD in the environment
+  database.offline_limit how long requests are served from memory while PostgreSQL is away [5m]
   tls.certificate        PEM file, read again when it changes
   tls.key                PEM file
   tls.mode               \"off\": plain HTTP, behind a proxy that ends TLS

@@ -21,6 +21,7 @@ pub mod users;
 pub mod workload_identity;
 
 mod cache;
+mod changes;
 mod connect;
 mod database;
 mod error;
@@ -31,13 +32,15 @@ use aws_lc_rs::digest;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Executor as _};
 use tokio::{sync::watch, time::timeout};
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::private;
 use cache::Cache;
+use changes::Changes;
 use connect::Pools;
 
-pub use database::{Database, Password, Postgres};
+pub use changes::Concern;
+pub use database::{Database, OFFLINE_LIMIT, Password, Postgres};
 pub use error::StoreError;
 pub use memberships::Row as MembershipRow;
 pub use replicas::{ReplicaRow, SessionRow};
@@ -65,7 +68,9 @@ pub struct Store {
 struct Inner {
     database: Database,
     pools: Pools,
-    cache: Arc<Cache>,
+    changes: Arc<Changes>,
+    /// Hears of other replicas' writes, where there may be some.
+    listener: Option<AbortOnDropHandle<()>>,
     /// Owns commits: they go on when whoever asked for them has gone away.
     commits: TaskTracker,
 }
@@ -110,11 +115,17 @@ impl Store {
         migrate(&database, &mut first).await?;
         // It may say that it wants to be closed in its own time; what it did is done.
         drop(first.close().await);
+        let changes = Arc::new(Changes::new(Cache::new(database.offline_limit())));
+        let listener = database.is_shared().then(|| {
+            let listen = changes::listen(database.clone(), pools.clone(), Arc::clone(&changes));
+            own(listen)
+        });
         Ok(Self {
             inner: Arc::new(Inner {
                 database,
                 pools,
-                cache: Arc::default(),
+                changes,
+                listener,
                 commits: TaskTracker::new(),
             }),
         })
@@ -122,12 +133,18 @@ impl Store {
 
     /// Changes with every write that concerns users, policies or memberships.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.inner.cache.changes()
+        self.notified(Concern::Rights)
+    }
+
+    /// Changes with every write that concerns this, here or at another replica, and when one may have been missed. The
+    /// value means nothing. Whoever acts on what is stored subscribes before reading.
+    pub fn notified(&self, concern: Concern) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe(concern)
     }
 
     /// Has everything that was decided looked at again, because of a change elsewhere.
     pub(crate) fn look_again(&self) {
-        self.cache().changed();
+        self.inner.changes.happened(Concern::Rights);
     }
 
     /// Whether the database answers.
@@ -144,21 +161,37 @@ impl Store {
 
     /// Writes what is left to write and closes the connections.
     pub async fn close(&self) {
+        if let Some(listener) = &self.inner.listener {
+            listener.abort();
+        }
         self.inner.commits.close();
         self.inner.commits.wait().await;
         self.inner.pools.close().await;
     }
 
     fn reader(&self) -> Result<&AnyPool, StoreError> {
+        self.in_reach()?;
         Ok(&self.inner.pools.reader)
     }
 
+    /// Nobody waits for a server of which it is known that it doesn't answer.
+    fn in_reach(&self) -> Result<(), StoreError> {
+        match self.inner.changes.away() {
+            None => Ok(()),
+            Some(since) => {
+                let database = self.inner.database.clone();
+                Err(StoreError::StillAway(database, since.as_secs()))
+            }
+        }
+    }
+
     fn cache(&self) -> &Cache {
-        &self.inner.cache
+        &self.inner.changes.cache
     }
 
     /// A transaction that holds the write lock from its beginning.
     async fn begin(&self) -> Result<Transaction, StoreError> {
+        self.in_reach()?;
         let (begin, lock) = match self.inner.database {
             Database::Sqlite(_) => ("BEGIN IMMEDIATE", None),
             // What the server has for a default is not known.
@@ -185,19 +218,30 @@ impl Store {
     }
 
     /// Ends a transaction; what was remembered may be stale whatever comes of it, or of whoever waits for it.
-    async fn commit(&self, transaction: Transaction, concern: Concern) -> Result<(), StoreError> {
-        let (database, cache) = (self.inner.database.clone(), Arc::clone(&self.inner.cache));
+    async fn commit(
+        &self,
+        mut transaction: Transaction,
+        concern: Concern,
+    ) -> Result<(), StoreError> {
+        let told = if !concern.is_told() {
+            None
+        } else if self.is_shared() {
+            let version = Changes::tell(&mut transaction, concern);
+            Some(version.answered(self).await?)
+        } else {
+            Some(0)
+        };
+        let (database, changes) = (self.inner.database.clone(), Arc::clone(&self.inner.changes));
         let committing = self.inner.commits.spawn(async move {
-            let late = |_| Err(sqlx::Error::PoolTimedOut);
-            let result = timeout(ANSWER, transaction.commit()).await;
-            match concern {
-                Concern::Rights => cache.changed(),
-                Concern::Sessions => cache.sessions_changed(),
-                Concern::Tokens => {}
+            let result = timeout(ANSWER, transaction.commit())
+                .await
+                .unwrap_or(Err(sqlx::Error::PoolTimedOut));
+            match (told, &result) {
+                (None, _) => {}
+                (Some(version), Ok(())) => changes.wrote(concern, version),
+                (Some(_), Err(_)) => changes.happened(concern),
             }
-            result
-                .unwrap_or_else(late)
-                .map_err(|error| StoreError::of_commit(&database, error))
+            result.map_err(|error| StoreError::of_commit(&database, error))
         });
         committing
             .await
@@ -252,15 +296,10 @@ trait Answered<T>: Future<Output = Result<T, sqlx::Error>> + Send + Sized {
 
 impl<T, F: Future<Output = Result<T, sqlx::Error>> + Send> Answered<T> for F {}
 
-/// What a write concerns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Concern {
-    /// Users, policies, memberships: decisions are made again.
-    Rights,
-    /// Who holds which session, and so memberships' states, on which nothing is decided.
-    Sessions,
-    /// Tokens and codes, which are never remembered.
-    Tokens,
+/// A task that ends with the [`Store`] that owns it.
+#[expect(clippy::disallowed_methods, reason = "aborted when its owner drops")]
+fn own(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(task))
 }
 
 /// How a secret stands in the database: its SHA-256, base64url. The secrets are random, so nothing slower is needed.

@@ -2,14 +2,18 @@
 //!
 //! A value that was read before a write and arrives after it must not be remembered: so a reader notes the number
 //! of writes before it asks the database, and its answer is kept only if no write came since.
+//!
+//! Others write, too, where a database is shared: then what is remembered is believed for so long after the database
+//! last said that nothing was missed, and no longer.
 
 use std::{
     collections::HashMap,
     hash::Hash,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::time::Instant;
 use towline_proto::names::{Membership, Project};
 
 use super::{
@@ -23,8 +27,9 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Cache {
     state: Mutex<State>,
-    changes: watch::Sender<u64>,
-    sessions: watch::Sender<u64>,
+    /// How long what is remembered is believed after [`Cache::believe`]; for ever where nobody else writes.
+    limit: Option<Duration>,
+    believed: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -135,26 +140,37 @@ impl Remembered for Providers {
     }
 }
 
-impl Default for Cache {
-    fn default() -> Self {
+impl Cache {
+    /// With `limit`, nothing is believed before the first [`Cache::believe`].
+    pub(super) fn new(limit: Option<Duration>) -> Self {
         Self {
             state: Mutex::default(),
-            changes: watch::channel(0).0,
-            sessions: watch::channel(0).0,
+            limit,
+            believed: Mutex::default(),
         }
     }
-}
 
-impl Cache {
-    pub(super) fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    /// At this time nothing that is remembered was stale.
+    pub(super) fn believe(&self, at: Instant) {
+        *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+    }
+
+    /// Whether what is remembered may be used.
+    pub(super) fn is_believed(&self) -> bool {
+        let Some(limit) = self.limit else {
+            return true;
+        };
+        let believed = *self.believed.lock().unwrap_or_else(PoisonError::into_inner);
+        believed.is_some_and(|at| at.elapsed() <= limit)
     }
 
     /// What is remembered, or the number of writes so far to hand to [`Cache::remember`].
     pub(super) fn recall<T: Remembered + Clone>(&self, key: &T::Key) -> Result<Option<T>, u64> {
+        let believed = self.is_believed();
         let mut state = self.lock();
         let writes = state.writes;
-        T::of(&mut *state).get(key).cloned().ok_or(writes)
+        let kind = T::of(&mut *state);
+        kind.get(key).filter(|_| believed).cloned().ok_or(writes)
     }
 
     pub(super) fn remember<T: Remembered>(&self, key: T::Key, value: Option<T>, writes: u64) {
@@ -168,31 +184,20 @@ impl Cache {
         }
     }
 
-    pub(super) fn sessions(&self) -> watch::Receiver<u64> {
-        self.sessions.subscribe()
-    }
-
     /// A write that concerns sessions, and the state of memberships alone.
-    pub(super) fn sessions_changed(&self) {
-        {
-            let mut state = self.lock();
-            state.writes += 1;
-            state.memberships.clear();
-        }
-        self.sessions.send_modify(|version| *version += 1);
+    pub(super) fn forget_memberships(&self) {
+        let mut state = self.lock();
+        state.writes += 1;
+        state.memberships.clear();
     }
 
     /// A write that may give or take rights.
-    pub(super) fn changed(&self) {
-        {
-            let mut state = self.lock();
-            *state = State {
-                writes: state.writes + 1,
-                ..State::default()
-            };
-        }
-        // After the memory is empty: whoever is woken reads anew.
-        self.changes.send_modify(|version| *version += 1);
+    pub(super) fn forget_all(&self) {
+        let mut state = self.lock();
+        *state = State {
+            writes: state.writes + 1,
+            ..State::default()
+        };
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

@@ -11,6 +11,7 @@ use sqlx::{
     any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers},
 };
 use tokio::time::timeout;
+use url::Url;
 
 use super::{Database, StoreError, database::IN_MEMORY};
 
@@ -108,6 +109,14 @@ impl Pools {
             writer: pool,
         };
         Ok((database, pools, first))
+    }
+
+    /// Connects as `url` says from now on: the password may be another.
+    pub(super) fn set_url(&self, url: &Url) -> Result<(), sqlx::Error> {
+        let options: AnyConnectOptions = url.as_str().parse()?;
+        self.reader.set_connect_options(options.clone());
+        self.writer.set_connect_options(options);
+        Ok(())
     }
 
     pub(super) async fn close(&self) {

@@ -9,6 +9,7 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -29,6 +30,7 @@ pub enum Database {
 pub struct Postgres {
     url: Url,
     password: Option<Password>,
+    offline_limit: Duration,
 }
 
 /// Where a password comes from.
@@ -39,6 +41,9 @@ pub enum Password {
     /// The environment.
     Given(SecretString),
 }
+
+/// How long a gateway goes on with what it remembers while it doesn't hear from its PostgreSQL.
+pub const OFFLINE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 /// In place of a path: a database that is gone with the process.
 pub(super) const IN_MEMORY: &str = ":memory:";
@@ -86,10 +91,30 @@ impl Database {
     pub fn with_password(self, password: SecretString) -> Self {
         match self {
             Self::Postgres(postgres) => Self::Postgres(Arc::new(Postgres {
-                url: postgres.url.clone(),
                 password: Some(Password::Given(password)),
+                ..Postgres::clone(&postgres)
             })),
             Self::Sqlite(_) => self,
+        }
+    }
+
+    /// With this in place of [`OFFLINE_LIMIT`], if it is one that others write to.
+    #[must_use]
+    pub fn with_offline_limit(self, offline_limit: Duration) -> Self {
+        match self {
+            Self::Postgres(postgres) => Self::Postgres(Arc::new(Postgres {
+                offline_limit,
+                ..Postgres::clone(&postgres)
+            })),
+            Self::Sqlite(_) => self,
+        }
+    }
+
+    /// How long what is remembered of it is believed without hearing from it; `None`: for ever, as nobody else writes.
+    pub(super) fn offline_limit(&self) -> Option<Duration> {
+        match self {
+            Self::Postgres(postgres) => Some(postgres.offline_limit),
+            Self::Sqlite(_) => None,
         }
     }
 
@@ -182,7 +207,11 @@ impl Postgres {
         }
         url.set_fragment(None);
         url.query_pairs_mut().clear().extend_pairs(parameters);
-        Ok(Self { url, password })
+        Ok(Self {
+            url,
+            password,
+            offline_limit: OFFLINE_LIMIT,
+        })
     }
 
     fn connection_url(&self) -> io::Result<Url> {

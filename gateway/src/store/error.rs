@@ -23,8 +23,8 @@ pub enum StoreError {
     #[error("{0} can't be reached; nothing was changed, try again")]
     Away(Database, #[source] sqlx::Error),
     /// As [`StoreError::Away`], known from the last try to reach it.
-    #[error("{0} has been out of reach since {1}; nothing was changed, try again")]
-    StillAway(Database, String),
+    #[error("{0} has been out of reach for {1} s; nothing was changed, try again")]
+    StillAway(Database, u64),
     /// The connection was lost while a change was being committed.
     #[error(
         "the connection to {0} was lost at the end of the change; whether it was made is not known, so look before you repeat it"

@@ -39,7 +39,7 @@ impl Store {
 
     /// Changes whenever it does who holds which session.
     pub fn sessions_changed(&self) -> tokio::sync::watch::Receiver<u64> {
-        self.cache().sessions()
+        self.notified(Concern::Sessions)
     }
 
     /// Adds a replica. Where the database is no other's, what one that died has left is removed.

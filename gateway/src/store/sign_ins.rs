@@ -268,7 +268,7 @@ mod tests {
             .add_sign_in(&sign_in(3, "user:oidc:bob", 0), NOW + 600)
             .await
             .unwrap();
-        store.cache().changed();
+        store.look_again();
         assert_eq!(store.sign_in("000001").await.unwrap(), None);
         let pool = "projects/p/locations/global/workloadIdentityPools/ci";
         let job = format!("principal://{pool}/subject/job");

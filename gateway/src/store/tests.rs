@@ -42,6 +42,7 @@ on_both! {
     what_was_written_is_there_again,
 }
 
+mod heard;
 mod shared;
 
 const NOW: u64 = 1_800_000_000;
@@ -840,10 +841,10 @@ async fn what_is_asked_for_often_costs_no_sql(on: On) {
 /// A read that began before a write and ends after it is not remembered.
 #[test]
 fn regression_a_late_reader_does_not_remember_the_old() {
-    let cache = Cache::default();
+    let cache = Cache::new(None);
     let name = "alice".to_owned();
     let writes = cache.recall::<User>(&name).unwrap_err();
-    cache.changed();
+    cache.forget_all();
     cache.remember::<User>(name.clone(), None, writes);
     let writes = cache.recall::<User>(&name).unwrap_err();
     cache.remember::<User>(name.clone(), None, writes);

@@ -4,7 +4,7 @@ use towline_test_postgresql::{Server, USER};
 
 use super::*;
 
-fn at(url: &str) -> Database {
+pub(super) fn at(url: &str) -> Database {
     Database::parse(url, Path::new("/"), None).unwrap()
 }
 
@@ -53,7 +53,7 @@ async fn a_writer_waits_for_the_one_of_another_replica() {
 }
 
 /// Waits for a condition, but not for ever.
-async fn until(condition: impl Fn() -> bool) {
+pub(super) async fn until(condition: impl Fn() -> bool) {
     for _ in 0..200 {
         if condition() {
             return;
