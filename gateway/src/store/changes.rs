@@ -199,21 +199,23 @@ impl Changes {
 pub(super) async fn listen(database: Database, pools: Pools, changes: Arc<Changes>) {
     let (mut wait, mut told) = (AGAIN.0, false);
     loop {
-        let error = match timeout(LIMIT, open(&database, &pools)).await {
-            Ok(Ok(listener)) => {
+        let opened = timeout(LIMIT, open(&database, &pools))
+            .await
+            .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
+        let error = match opened {
+            Ok(listener) => {
                 (wait, told) = (AGAIN.0, false);
+                // A lost connection says nothing of the others: the next try will.
                 hear(listener, &changes).await
             }
-            Ok(Err(error)) => error,
-            Err(_) => io::Error::from(io::ErrorKind::TimedOut).into(),
+            Err(error) => {
+                let mut since = lock(&changes.away);
+                *since = is_away(&error).then(|| since.unwrap_or_else(Instant::now));
+                error
+            }
         };
-        let away = is_away(&error);
-        {
-            let mut since = lock(&changes.away);
-            *since = away.then(|| since.unwrap_or_else(Instant::now));
-        }
         if !told {
-            tracing::warn!(%database, %error, away, "changes by other replicas are not heard; trying again");
+            tracing::warn!(%database, %error, "changes by other replicas are not heard; trying again");
             told = true;
         }
         sleep(wait).await;
@@ -281,10 +283,11 @@ async fn hear(mut listener: PgListener, changes: &Changes) -> sqlx::Error {
                 };
                 if first {
                     first = false;
-                    changes.anew(&versions);
+                    // Before anybody is woken, who asks the database then.
                     if let Some(since) = lock(&changes.away).take() {
                         tracing::info!(away = ?since.elapsed(), "the database answers again");
                     }
+                    changes.anew(&versions);
                 } else {
                     for (kind, version) in versions {
                         if let Some(concern) = Concern::of(&kind) {
