@@ -28,7 +28,9 @@ impl Two {
             operator: false,
             created: NOW,
         };
+        let mut changes = there.changes();
         here.create_user(&user, "code", NOW + 60).await.unwrap();
+        woken(&mut changes).await;
         Self {
             server,
             name,
@@ -116,8 +118,6 @@ async fn after_a_lost_connection_everything_is_looked_at_again_and_changes_are_h
 async fn each_kind_wakes_those_who_wait_for_it() {
     let two = Two::new().await;
     let (mut rights, mut sessions) = (two.there.changes(), two.there.notified(Concern::Sessions));
-    rights.mark_unchanged();
-    sessions.mark_unchanged();
     let transaction = two.here.begin().await.unwrap();
     two.here
         .commit(transaction, Concern::Sessions)
