@@ -310,6 +310,7 @@ impl Running {
             );
         }
         gateway.tunnels.close_all("the gateway is shutting down");
+        gateway.replicas.close();
         gateway.tasks.close();
         // A session notes its end in the store; nothing it waits for takes longer.
         if timeout(std::time::Duration::from_secs(5), gateway.tasks.wait())

@@ -15,12 +15,12 @@
 //! }
 //! ```
 //!
-//! And neither does handing a bare request to a tunnel:
+//! And neither does sending a bare request to a cluster:
 //!
 //! ```compile_fail,E0308
-//! use towline_gateway::{request::Body, tunnels::Tunnel};
-//! async fn smuggle(tunnel: &Tunnel, request: http::Request<Body>) {
-//!     let _ = tunnel.send(request).await;
+//! use towline_gateway::{app::Gateway, request::Body, route};
+//! async fn smuggle(gateway: &Gateway, request: http::Request<Body>) {
+//!     let _ = route::send(gateway, request).await;
 //! }
 //! ```
 

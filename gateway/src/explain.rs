@@ -168,8 +168,7 @@ pub(crate) async fn cluster(
     let lease = gateway.quotas.lease(permit).await?;
     let outbound = assert::review(lease, review(request), request_id)?;
     let answered = timeout(LIMIT, async {
-        let route = route::to(gateway, membership).await?;
-        let sent = route.send(gateway, outbound).await?;
+        let sent = route::send(gateway, outbound).await?;
         let (head, body) = sent.response.into_parts();
         if let Some(code) = head.headers.get(wire::REFUSAL) {
             return Err(forward::refusal(code, body).await);

@@ -33,6 +33,7 @@ use directory::Directory;
 use identity::Identity;
 use peers::Peers;
 
+pub(crate) use directory::DOUBTED;
 pub(crate) use elsewhere::{Elsewhere, pass_on};
 pub(crate) use passed::PassedOn;
 pub(crate) use peers::Peer;
@@ -132,6 +133,11 @@ impl Replicas {
             self.look(now).await;
         }
         Ok(())
+    }
+
+    /// Ends the streams that run through other replicas.
+    pub fn close(&self) {
+        self.peers.close();
     }
 
     /// Takes this one out: its sessions are over.

@@ -80,8 +80,7 @@ async fn run(
     record.outbound(&outbound);
 
     // Everything that may fail before the answer's head.
-    let route = route::to(gateway, outbound.lease().permit().membership()).await?;
-    let sent = route.send(gateway, outbound).await?;
+    let sent = route::send(gateway, outbound).await?;
 
     // From here on errors can't be HTTP any more.
     forward::answer(gateway, sent, upgrade, &origin, record).await

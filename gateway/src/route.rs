@@ -2,15 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use towline_proto::names::Membership;
 
 use crate::{
     app::Gateway,
     assert::Outbound,
     error::Refused,
-    replicas::{Elsewhere, Peer},
-    tunnels::{Sent, Tunnel},
+    replicas::{DOUBTED, Elsewhere, Peer},
+    tunnels::{Answered, Held, Message, Sent, Tunnel, Unanswered},
 };
 
 /// How long a request waits for an agent that was here a moment ago.
@@ -20,19 +20,54 @@ const RECONNECT_WAIT: Duration = Duration::from_secs(5);
 const RECENT: u64 = 60;
 
 /// The way to a membership's cluster.
-#[derive(Debug)]
-pub enum Route {
+enum Route {
     /// Its agent has a session here.
     Here(Arc<Tunnel>),
     /// Another replica holds one.
-    There(There),
+    There {
+        session: Arc<Elsewhere>,
+        peer: Arc<Peer>,
+    },
 }
 
-/// A session of another replica's, and the connection to that one.
-#[derive(Debug)]
-pub struct There {
-    session: Arc<Elsewhere>,
-    peer: Arc<Peer>,
+/// Sends an authorized request on its way and waits for the answer's head. One that a session at its end doesn't take
+/// any more goes down another.
+///
+/// # Errors
+/// 503: no agent, or it was lost; 429: its tunnel is full.
+pub async fn send(gateway: &Gateway, outbound: Outbound) -> Result<Sent, Refused> {
+    let (mut message, lease) = Message::new(outbound)?;
+    let identity = lease.permit().identity();
+    let deadline = Instant::now() + RECONNECT_WAIT;
+    loop {
+        let again = message.again();
+        let route = to(gateway, lease.permit().membership(), deadline).await?;
+        let (sent, closed) = match route {
+            Route::Here(tunnel) => {
+                let sent = tunnel.send(message, identity).await;
+                let sent = sent.map(|(answered, place)| (answered, Some(place)));
+                (sent, tunnel.closed().clone())
+            }
+            Route::There { session, peer } => {
+                let replicas = &gateway.replicas;
+                let sent = session.send(replicas, &peer, message, identity).await;
+                (sent.map(|answered| (answered, None)), peer.closed.clone())
+            }
+        };
+        match (sent, again) {
+            (Ok((Answered { response, outgoing }, place)), _) => {
+                return Ok(Sent {
+                    response,
+                    outgoing,
+                    held: Held::new(lease, place, closed),
+                });
+            }
+            (Err(Unanswered::NotTaken), Some(again)) if Instant::now() < deadline => {
+                message = again;
+            }
+            (Err(unanswered), _) => return Err(unanswered.into()),
+        }
+    }
 }
 
 /// The way to a membership: through this replica alone where it has a session; waits a few seconds for an agent that was
@@ -40,8 +75,11 @@ pub struct There {
 ///
 /// # Errors
 /// 503: no agent.
-pub async fn to(gateway: &Gateway, membership: &Membership) -> Result<Route, Refused> {
-    let deadline = Instant::now() + RECONNECT_WAIT;
+async fn to(
+    gateway: &Gateway,
+    membership: &Membership,
+    deadline: Instant,
+) -> Result<Route, Refused> {
     let mut changed = gateway.store.sessions_changed();
     loop {
         // Subscribed before looking, so that no arrival falls between.
@@ -55,7 +93,7 @@ pub async fn to(gateway: &Gateway, membership: &Membership) -> Result<Route, Ref
         let (others, mut expected) = gateway.replicas.sessions(membership).await;
         for session in others {
             if let Some(peer) = gateway.replicas.way(&session).await {
-                return Ok(Route::There(There { session, peer }));
+                return Ok(Route::There { session, peer });
             }
         }
         expected = expected
@@ -66,9 +104,11 @@ pub async fn to(gateway: &Gateway, membership: &Membership) -> Result<Route, Ref
                 () = arrived => {}
                 // Nothing more comes of a store that is gone.
                 Ok(()) = changed.changed() => {}
+                // A session that goes on over another connection is no news to the database.
+                () = sleep(DOUBTED), if gateway.store.is_shared() => {}
             }
         };
-        if !expected || timeout_at(deadline, woken).await.is_err() {
+        if !expected || Instant::now() >= deadline || timeout_at(deadline, woken).await.is_err() {
             return Err(Refused::NoAgent(membership.clone()));
         }
     }
@@ -87,19 +127,4 @@ async fn was_connected(gateway: &Gateway, membership: &Membership) -> bool {
         || row
             .disconnected_since
             .is_some_and(|since| now.saturating_sub(since) < RECENT)
-}
-
-impl Route {
-    /// Sends an authorized request on its way and waits for the answer's head.
-    ///
-    /// # Errors
-    /// The session is over, or it is full.
-    pub async fn send(&self, gateway: &Gateway, outbound: Outbound) -> Result<Sent, Refused> {
-        match self {
-            Self::Here(tunnel) => tunnel.send(outbound).await,
-            Self::There(There { session, peer }) => {
-                session.send(&gateway.replicas, peer, outbound).await
-            }
-        }
-    }
 }

@@ -26,13 +26,13 @@ use towline_proto::{
     tunnel,
 };
 
-use crate::{assert::Outbound, error::Refused, quota::Lease, replicas::PassedOn};
+use crate::{authn::Identity, error::Refused, quota::Lease, replicas::PassedOn};
 use grants::Granted;
 use shares::Shares;
 
 pub(crate) use grants::Grants;
 pub use message::RequestBody;
-pub(crate) use message::{Answered, Message};
+pub(crate) use message::{Answered, Message, Unanswered};
 pub(crate) use shares::Place;
 
 mod grants;
@@ -86,10 +86,10 @@ pub struct Held {
 }
 
 impl Held {
-    pub(crate) const fn elsewhere(lease: Lease, closed: CancellationToken) -> Self {
+    pub(crate) const fn new(lease: Lease, place: Option<Place>, closed: CancellationToken) -> Self {
         Self {
             lease,
-            _place: None,
+            _place: place,
             closed,
         }
     }
@@ -136,7 +136,7 @@ impl Tunnel {
     }
 
     /// Whether new requests may go down it.
-    fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.handle.is_up() && !self.draining.load(Ordering::Relaxed) && !self.closed.is_cancelled()
     }
 
@@ -175,11 +175,6 @@ impl Tunnel {
         self.shares.taken()
     }
 
-    /// Whether it has a connection.
-    pub(crate) fn is_up(&self) -> bool {
-        self.handle.is_up() && !self.closed.is_cancelled()
-    }
-
     /// Sends down the tunnel what another replica has authorized, and waits for the answer's head.
     ///
     /// # Errors
@@ -187,35 +182,39 @@ impl Tunnel {
     pub(crate) async fn pass(
         &self,
         passed: PassedOn,
-    ) -> Result<(Response<Incoming>, Place), Refused> {
+    ) -> Result<(Response<Incoming>, Place), Unanswered> {
         let (principal, request) = passed.into_parts();
         let place = self.shares.take(&principal)?;
         let mut message = Message::passed_on(request);
         message.seal(&self.key)?;
-        let answered = message.send(&self.requests, &self.closed).await?;
+        let answered = self.answered(message).await?;
         Ok((answered.response, place))
     }
 
-    /// Sends an authorized request down the tunnel and waits for the answer's head.
+    async fn answered(&self, message: Message) -> Result<Answered, Unanswered> {
+        let answered = message.send(&self.requests, &self.closed).await;
+        if matches!(answered, Err(Unanswered::NotTaken)) {
+            // Its agent goes: the next finds another session.
+            self.drain();
+        }
+        answered
+    }
+
+    /// Sends an authorized request down the tunnel, in its caller's name, and waits for the answer's head.
     ///
     /// # Errors
-    /// The session is over, or it is full.
-    pub async fn send(&self, outbound: Outbound) -> Result<Sent, Refused> {
-        let identity = outbound.lease().permit().identity();
+    /// The session is over or going, or it is full.
+    pub(crate) async fn send(
+        &self,
+        mut message: Message,
+        identity: &Arc<Identity>,
+    ) -> Result<(Answered, Place), Unanswered> {
         let place = self.shares.take(&identity.principal)?;
         let granted = self.grants.of(identity)?;
-        let (mut message, lease) = Message::new(outbound, granted)?;
+        message.grant(granted);
         message.seal(&self.key)?;
-        let Answered { response, outgoing } = message.send(&self.requests, &self.closed).await?;
-        Ok(Sent {
-            response,
-            outgoing,
-            held: Held {
-                lease,
-                _place: Some(place),
-                closed: self.closed.clone(),
-            },
-        })
+        let answered = self.answered(message).await?;
+        Ok((answered, place))
     }
 }
 

@@ -31,3 +31,6 @@ mod attacks {
     mod smuggling;
     mod tokens;
 }
+
+/// Attacks are made on one replica.
+pub(crate) const ELSEWHERE: bool = false;

@@ -31,15 +31,22 @@ use path::{
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use towline_proto::{assertion::Nested, body, wire};
 
-const BASE: &str = "/v1/projects/p/locations/global/memberships/m";
+/// Whether callers come to one replica and agents to another.
+#[allow(
+    dead_code,
+    reason = "the crate's root has it: `path_replicas` has another"
+)]
+pub(crate) const ELSEWHERE: bool = false;
 
-fn get(path: &str) -> Request<Empty<Bytes>> {
+pub(crate) const BASE: &str = "/v1/projects/p/locations/global/memberships/m";
+
+pub(crate) fn get(path: &str) -> Request<Empty<Bytes>> {
     Request::get(format!("{BASE}{path}"))
         .body(Empty::new())
         .unwrap()
 }
 
-fn text(text: impl Into<Bytes>) -> Answer {
+pub(crate) fn text(text: impl Into<Bytes>) -> Answer {
     Response::new(
         Full::new(text.into())
             .map_err(|never| match never {})
@@ -47,7 +54,7 @@ fn text(text: impl Into<Bytes>) -> Answer {
     )
 }
 
-async fn status_object(response: Response<Incoming>) -> serde_json::Value {
+pub(crate) async fn status_object(response: Response<Incoming>) -> serde_json::Value {
     serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap()
 }
 
@@ -74,6 +81,10 @@ async fn the_agent_gets_exactly_what_it_should() {
     let (head, grant) = bounded(seen.recv()).await.unwrap();
     assert_eq!(head.uri.path_and_query().unwrap(), "/api/v1/pods?limit=1");
     let mut names: Vec<&str> = head.headers.keys().map(http::HeaderName::as_str).collect();
+    // Another replica signs with a key of its own.
+    names.retain(|name| *name != wire::GRANT_CHAIN);
+    let chained = head.headers.contains_key(wire::GRANT_CHAIN);
+    assert_eq!(chained, world.is_elsewhere());
     names.sort_unstable();
     assert_eq!(
         names,

@@ -26,6 +26,9 @@ use hyper::body::{Frame, Incoming};
 use tokio::time::Instant;
 use world::{World, bounded};
 
+/// Memory is one replica's.
+pub(crate) const ELSEWHERE: bool = false;
+
 const BASE: &str = "/v1/projects/p/locations/global/memberships/m";
 
 /// 50 MiB of it.

@@ -132,6 +132,7 @@ pub(super) async fn run(
     };
     // An agent that goes takes no more requests, and finishes what it has.
     tunnel.drain();
+    note_aside(gateway, &tunnel);
     tokio::select! {
         () = closed.cancelled() => {}
         () = over => {}
@@ -233,7 +234,7 @@ pub(crate) async fn note(gateway: &Gateway, tunnel: &Tunnel) {
     let _turn = tunnel.noting().lock().await;
     let (membership, session) = (tunnel.membership(), tunnel.handle().id());
     let now = gateway.clock.unix();
-    let noted = if tunnel.is_up() {
+    let noted = if tunnel.is_open() {
         let told = (membership, tunnel.hello());
         let replica = gateway.replicas.id();
         gateway.store.session_up(replica, session, told, now).await

@@ -19,6 +19,9 @@ use crate::{
 /// How long what was read is believed if nobody says that it has changed.
 const BELIEVED: Duration = Duration::from_secs(5);
 
+/// How long a session that took nothing isn't asked again: one that has lost its connection has another in a moment.
+pub(crate) const DOUBTED: Duration = Duration::from_millis(250);
+
 /// How many memberships are remembered; then all are forgotten.
 const MOST: usize = 10_000;
 
@@ -38,6 +41,8 @@ struct Known {
     version: u64,
     read: Instant,
     sessions: Vec<Arc<Elsewhere>>,
+    /// Those that took nothing, and when.
+    doubted: HashMap<String, Instant>,
 }
 
 impl Directory {
@@ -82,6 +87,7 @@ impl Directory {
             version,
             read: Instant::now(),
             sessions: sessions.clone(),
+            doubted: HashMap::new(),
         };
         let mut all = self.lock();
         if all.len() >= MOST {
@@ -91,9 +97,21 @@ impl Directory {
         sessions
     }
 
-    /// Has a membership's sessions read again.
-    pub(super) fn doubt(&self, membership: &Membership) {
-        self.lock().remove(membership);
+    /// A session took nothing, whatever stands in the database.
+    pub(super) fn doubt(&self, membership: &Membership, session: &str) {
+        if let Some(known) = self.lock().get_mut(membership) {
+            known.doubted.retain(|_, since| since.elapsed() < DOUBTED);
+            known.doubted.insert(session.to_owned(), Instant::now());
+        }
+    }
+
+    /// Whether a session took nothing a moment ago.
+    pub(super) fn is_doubted(&self, membership: &Membership, session: &str) -> bool {
+        let known = self.lock();
+        let doubted = known.get(membership).map(|known| &known.doubted);
+        doubted
+            .and_then(|doubted| doubted.get(session))
+            .is_some_and(|since| since.elapsed() < DOUBTED)
     }
 
     /// The same as before where it is, with the grants that were signed for it.

@@ -13,13 +13,12 @@ use towline_proto::{endpoint, names::Membership};
 use super::{NOT_HERE, OF_CLIENT, OF_MEMBERSHIP, OF_SESSION, Replicas, peers::Peer};
 use crate::{
     app::Gateway,
-    assert::Outbound,
+    authn::Identity,
     clock::Clock,
-    error::Refused,
     keys::Keys,
     request::Body,
     store::SessionRow,
-    tunnels::{Answered, Grants, Held, Message, Sent},
+    tunnels::{Answered, Grants, Message, Unanswered},
 };
 
 /// How long a replica may take to answer an agent that is passed on to it.
@@ -57,35 +56,32 @@ impl Elsewhere {
         self.session == *row
     }
 
-    /// Whether it has a connection, as far as is known.
+    /// Whether it takes requests, as far as is known.
     pub(crate) const fn is_up(&self) -> bool {
         self.session.up
     }
 
-    /// Sends an authorized request to the replica that holds the session, and waits for the answer's head.
+    /// Sends an authorized request, in its caller's name, to the replica that holds the session, and waits for the
+    /// answer's head.
     ///
     /// # Errors
-    /// 503: replica or session are gone.
+    /// 503: replica or session are gone, or going.
     pub(crate) async fn send(
         &self,
         replicas: &Replicas,
         peer: &Peer,
-        outbound: Outbound,
-    ) -> Result<Sent, Refused> {
-        let granted = self.grants.of(outbound.lease().permit().identity())?;
-        let (mut message, lease) = Message::new(outbound, granted)?;
+        mut message: Message,
+        identity: &Arc<Identity>,
+    ) -> Result<Answered, Unanswered> {
+        message.grant(self.grants.of(identity)?);
         message.address(OF_SESSION, &self.session.id)?;
         message.address(OF_MEMBERSHIP, &self.membership.to_string())?;
-        let Answered { response, outgoing } = message.send(&peer.requests, &peer.closed).await?;
-        if response.headers().contains_key(NOT_HERE) {
-            replicas.directory.doubt(&self.membership);
-            return Err(Refused::AgentLost);
+        let answered = message.send(&peer.requests, &peer.closed).await?;
+        if answered.response.headers().contains_key(NOT_HERE) {
+            replicas.directory.doubt(&self.membership, &self.session.id);
+            return Err(Unanswered::NotTaken);
         }
-        Ok(Sent {
-            response,
-            outgoing,
-            held: Held::elsewhere(lease, peer.closed.clone()),
-        })
+        Ok(answered)
     }
 }
 
@@ -95,8 +91,11 @@ impl Replicas {
     pub(crate) async fn sessions(&self, membership: &Membership) -> (Vec<Arc<Elsewhere>>, bool) {
         let all = self.directory.sessions(membership).await;
         let any = !all.is_empty();
-        let up = all.into_iter().filter(|session| {
-            session.is_up() && self.address_of(&session.session.replica).is_some()
+        let up = all.into_iter().filter(|known| {
+            let session = &known.session;
+            known.is_up()
+                && !self.directory.is_doubted(membership, &session.id)
+                && self.address_of(&session.replica).is_some()
         });
         (up.collect(), any)
     }

@@ -30,7 +30,7 @@ use crate::{
     error::Refused,
     iam::Principal,
     request::Body,
-    tunnels::{Place, RequestBody, Tunnel},
+    tunnels::{Place, RequestBody, Tunnel, Unanswered},
 };
 
 /// A request with a grant that was verified here.
@@ -50,12 +50,22 @@ impl PassedOn {
 /// Why it goes no further.
 #[derive(Debug, thiserror::Error)]
 enum Stopped {
-    #[error("the session is not here")]
+    /// Nothing was done with the request.
+    #[error("the session is not here, or takes no more requests")]
     NotHere,
     #[error("{0}")]
     Grant(String),
     #[error(transparent)]
     Tunnel(#[from] Refused),
+}
+
+impl From<Unanswered> for Stopped {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::NotTaken => Self::NotHere,
+            Unanswered::Refused(refused) => Self::Tunnel(refused),
+        }
+    }
 }
 
 /// Serves one request from another replica.
@@ -88,7 +98,7 @@ async fn run(
         .ok_or(Stopped::NotHere)?;
     let tunnel = said(OF_SESSION)
         .and_then(|session| gateway.tunnels.session(&membership, session))
-        .filter(|tunnel| tunnel.is_up())
+        .filter(|tunnel| tunnel.is_open())
         .ok_or(Stopped::NotHere)?;
     let passed = verify(chains, &tunnel, request, gateway.clock.unix())?;
     let (response, place) = tunnel.pass(passed).await?;

@@ -133,6 +133,19 @@ impl Peers {
         dial(&self.connections, replica, address).await
     }
 
+    /// Ends what still runs over them.
+    pub(super) fn close(&self) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        for slot in known.values() {
+            // Who holds it is about to dial, and has no stream yet.
+            if let Ok(slot) = slot.try_lock()
+                && let Some(peer) = &*slot
+            {
+                peer.closed.cancel();
+            }
+        }
+    }
+
     /// Forgets replicas that are gone.
     pub(super) fn keep(&self, live: impl Fn(&str) -> bool) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

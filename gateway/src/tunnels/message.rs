@@ -1,5 +1,7 @@
 //! A request as it travels: the caller's method, path, headers and body, with the grant beside them (see `wire`).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Empty, combinators::UnsyncBoxBody};
@@ -22,13 +24,39 @@ use crate::{
 /// What travels in a request's body.
 pub type RequestBody = UnsyncBoxBody<Bytes, Aborted>;
 
-/// A request with its grant, not sealed yet: the seal is of the session's own two ends.
+/// A request on its way. Grant and seal are of one session; before another try they are set anew.
 #[derive(Debug)]
 pub(crate) struct Message {
     request: Request<RequestBody>,
     /// What is written into the body, for an upgrade.
     outgoing: Option<body::Sender>,
     fault: Fault,
+    /// Nothing of it is gone with the first try: it has no body of the caller's.
+    repeatable: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    /// Whoever it was sent to says that nothing was done with it: it may go another way.
+    NotTaken,
+    /// It can't be said what became of it, or it is refused for good.
+    Refused(Refused),
+}
+
+impl From<Refused> for Unanswered {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl From<Unanswered> for Refused {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::NotTaken => Self::AgentLost,
+            Unanswered::Refused(refused) => refused,
+        }
+    }
 }
 
 /// What came back.
@@ -39,11 +67,11 @@ pub(crate) struct Answered {
 }
 
 impl Message {
-    /// An authorized request under a grant for its caller.
+    /// An authorized request, before a session was found for it.
     ///
     /// # Errors
     /// 400 for what can't be said in HTTP.
-    pub(crate) fn new(outbound: Outbound, granted: Granted) -> Result<(Self, Lease), Refused> {
+    pub(crate) fn new(outbound: Outbound) -> Result<(Self, Lease), Refused> {
         let request_id = text(outbound.request_id())?;
         let nested = outbound.nested().map(Nested::to_header);
         let proof = outbound.proof().map(Proof::to_header);
@@ -51,16 +79,13 @@ impl Message {
         let fault = caller.fault();
         let target = lease.permit().target();
         headers.insert(wire::REQUEST_ID, request_id);
-        headers.insert(wire::GRANT, granted.statement);
-        if let Some(chain) = granted.chain {
-            headers.insert(wire::GRANT_CHAIN, chain);
-        }
         if let Some(proof) = &proof {
             headers.insert(wire::PROOF, text(proof)?);
         }
         if let Some(nested) = &nested {
             headers.insert(wire::NESTED, text(nested)?);
         }
+        let repeatable = caller.is_empty();
         let (body, outgoing, method) = match assert::upgrade(&target.kind) {
             Some(protocol) => {
                 headers.insert(wire::UPGRADE, text(protocol)?);
@@ -69,11 +94,7 @@ impl Message {
                 let (outgoing, channel) = body::channel();
                 (channel.boxed_unsync(), Some(outgoing), Method::POST)
             }
-            None if caller.is_empty() => (
-                Empty::new().map_err(|never| match never {}).boxed_unsync(),
-                None,
-                method,
-            ),
+            None if repeatable => (nothing(), None, method),
             None => (caller.boxed_unsync(), None, method),
         };
         let uri = Uri::builder()
@@ -88,10 +109,46 @@ impl Message {
         *request.headers_mut() = headers;
         let message = Self {
             request,
+            repeatable: repeatable || outgoing.is_some(),
             outgoing,
             fault,
         };
         Ok((message, lease))
+    }
+
+    /// The same once more, if the first try takes nothing of it.
+    pub(crate) fn again(&self) -> Option<Self> {
+        if !self.repeatable {
+            return None;
+        }
+        // Nothing is written into an upgrade's body before its answer.
+        let (body, outgoing) = match self.outgoing {
+            Some(_) => {
+                let (outgoing, channel) = body::channel();
+                (channel.boxed_unsync(), Some(outgoing))
+            }
+            None => (nothing(), None),
+        };
+        let mut request = Request::new(body);
+        request.method_mut().clone_from(self.request.method());
+        request.uri_mut().clone_from(self.request.uri());
+        request.headers_mut().clone_from(self.request.headers());
+        Some(Self {
+            request,
+            outgoing,
+            fault: Arc::clone(&self.fault),
+            repeatable: true,
+        })
+    }
+
+    /// Says in whose name it is, to the agent of one session.
+    pub(crate) fn grant(&mut self, granted: Granted) {
+        let headers = self.request.headers_mut();
+        headers.insert(wire::GRANT, granted.statement);
+        match granted.chain {
+            Some(chain) => drop(headers.insert(wire::GRANT_CHAIN, chain)),
+            None => drop(headers.remove(wire::GRANT_CHAIN)),
+        }
     }
 
     /// A request that another replica has authorized, and whose grant was verified here.
@@ -100,6 +157,7 @@ impl Message {
             request,
             outgoing: None,
             fault: Fault::default(),
+            repeatable: false,
         }
     }
 
@@ -143,29 +201,50 @@ impl Message {
     /// Sends it and waits for the answer's head.
     ///
     /// # Errors
-    /// What is at the other end is gone.
+    /// What is at the other end is gone, or going.
     pub(crate) async fn send(
         self,
         requests: &SendRequest<RequestBody>,
         closed: &CancellationToken,
-    ) -> Result<Answered, Refused> {
+    ) -> Result<Answered, Unanswered> {
         let Self {
             request,
             outgoing,
             fault,
+            ..
         } = self;
         let response = tokio::select! {
             // A lost session is the better reason than the error that it causes.
             biased;
-            () = closed.cancelled() => return Err(Refused::AgentLost),
+            () = closed.cancelled() => return Err(Refused::AgentLost.into()),
             response = requests.clone().send_request(request) => response.map_err(|error| {
                 tracing::debug!(error = &error as &dyn std::error::Error, "no answer through the tunnel");
                 // A caller whose body was refused is told that, and not to try again.
-                fault.get().map_or(Refused::AgentLost, |fault| Refused::Header(fault.clone()))
+                match fault.get() {
+                    Some(fault) => Unanswered::Refused(Refused::Header(fault.clone())),
+                    None if not_taken(&error) => Unanswered::NotTaken,
+                    None => Unanswered::Refused(Refused::AgentLost),
+                }
             })?,
         };
         Ok(Answered { response, outgoing })
     }
+}
+
+/// Whether the other end says that it did nothing with a request: HTTP/2's `REFUSED_STREAM`, or a `GOAWAY` with a number
+/// before the request's (RFC 9113 §6.8, §8.7); or it never left.
+fn not_taken(error: &hyper::Error) -> bool {
+    let of_http2 = std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<h2::Error>())
+        .is_some_and(|error| {
+            error.is_remote()
+                && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+        });
+    of_http2 || error.is_canceled()
+}
+
+fn nothing() -> RequestBody {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
 /// A header of our own; empty where there is none.

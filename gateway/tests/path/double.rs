@@ -23,6 +23,7 @@ use towline_proto::{
     endpoint,
     handshake::{self, Facts, Opened, Opening},
     jws::{KeyPair, PublicKey},
+    keys::Chains,
     names::Membership,
     session::Session,
     tunnel, wire,
@@ -192,14 +193,11 @@ fn verify(opened: &Opened, membership: &Membership, request: &Request<Incoming>)
         )
         .unwrap();
     let now = towline_gateway::clock::Clock::System.unix();
-    Grant::verify(
-        sealed.grant,
-        opened.grants,
-        membership,
-        &opened.session,
-        now,
-    )
-    .unwrap()
+    let signed_by = match header(wire::GRANT_CHAIN) {
+        "" => opened.grants,
+        chain => Chains::new(opened.root).signing_key(chain, now).unwrap(),
+    };
+    Grant::verify(sealed.grant, signed_by, membership, &opened.session, now).unwrap()
 }
 
 /// Answers 200 to everything and tells what it got.

@@ -274,9 +274,9 @@ async fn an_agent_gets_no_other_clusters_requests() {
     world.agent(agent).await;
     let (membership, key) = enrolled(&world, "n").await;
     let (agent, mut of_n) = double::recording();
-    let gateway = world.running.gateway();
+    let gateway = world.holder().gateway();
     let _agent = double::connect(
-        world.running.public_address(),
+        world.holder().public_address(),
         &key,
         gateway.keys.root(),
         membership.clone(),
@@ -346,7 +346,7 @@ async fn who_replays_a_hello_gets_no_session() {
             now,
         )
         .unwrap();
-        let gateway = world.running.public_address();
+        let gateway = world.holder().public_address();
         let (_, mut connection) = double::switch(gateway, opening.hello()).await.unwrap();
         connection.write_all(said).await.unwrap();
         let session = Session::new("replayed".to_owned(), connection);
@@ -465,7 +465,7 @@ async fn an_agent_that_breaks_http_harms_its_own_requests_alone() {
     let alice = world.as_user("alice");
     for path in ["/storm", "/giant", "/switched", "/lies"] {
         let agent = double::connect_raw(
-            world.running.public_address(),
+            world.holder().public_address(),
             &world.agent_key,
             world.running.gateway().keys.root(),
             MEMBERSHIP.parse().unwrap(),

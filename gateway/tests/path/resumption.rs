@@ -64,7 +64,7 @@ async fn echo(request: Request<Incoming>) -> Answer {
 
 impl Agent {
     async fn start(world: &World, facts: &Facts) -> Self {
-        let (gateway, before) = (world.running.public_address(), world.sessions());
+        let (gateway, before) = (world.holder().public_address(), world.sessions());
         let root = world.running.gateway().keys.root();
         let (opened, session) =
             double::open(gateway, &world.agent_key, root, &membership(), facts).await;
@@ -76,6 +76,7 @@ impl Agent {
             |request: Request<Incoming>, _| echo(request),
         );
         world.connected(before + 1).await;
+        world.known(before + 1).await;
         bounded(handle.phase().wait_for(|now| *now == Phase::Up))
             .await
             .unwrap();
@@ -163,7 +164,7 @@ async fn a_stream_goes_on_over_other_connections() {
         let mut heard = [0; 5];
         bounded(stream.read_exact(&mut heard)).await.unwrap();
         assert_eq!(&heard, b"early");
-        let tunnels = &world.running.gateway().tunnels;
+        let tunnels = &world.holder().gateway().tunnels;
         assert_eq!(tunnels.resumptions().0, resumed);
     }
 }
@@ -300,7 +301,7 @@ async fn a_membership_has_room_for_so_many_sessions() {
         let facts = Facts::default();
         Opening::new(&world.agent_key, membership(), root, &facts, now).unwrap()
     };
-    let gateway = world.running.public_address();
+    let gateway = world.holder().public_address();
     let (status, says) = double::switch(gateway, hello().hello()).await.unwrap_err();
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
     assert!(says.contains("has 32 sessions here"), "{says}");
@@ -334,7 +335,7 @@ async fn endless(_: Request<Incoming>) -> Answer {
 async fn an_answer_ends_with_a_session_that_gets_no_other_connection() {
     let world = World::start_with("session_grace = '60s'").await;
     let (gateway, root) = (
-        world.running.public_address(),
+        world.holder().public_address(),
         world.running.gateway().keys.root(),
     );
     let facts = Facts::default();
@@ -346,7 +347,7 @@ async fn an_answer_ends_with_a_session_that_gets_no_other_connection() {
     world.connected(1).await;
     let mut answer = world.as_user("alice").http1(get("/bulk")).await.into_body();
     bounded(answer.frame()).await.unwrap().unwrap();
-    let tunnels = &world.running.gateway().tunnels;
+    let tunnels = &world.holder().gateway().tunnels;
     tunnels.close(&membership(), "deleted");
     // What runs goes on, until the connection is lost.
     for _ in 0..10 {
@@ -361,7 +362,7 @@ async fn an_agent_that_goes_finishes_what_it_has() {
     let world = World::start().await;
     let alice = world.as_user("alice");
     let (gateway, root) = (
-        world.running.public_address(),
+        world.holder().public_address(),
         world.running.gateway().keys.root(),
     );
     let facts = Facts::default();

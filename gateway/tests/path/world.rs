@@ -30,12 +30,14 @@ use towline_gateway::{
     live::Stream,
     login,
     quota::InUse,
-    store::{Store, User},
+    store::{Database, Store, User},
 };
 use towline_proto::{
     jws::{KeyPair, Kind},
     names::{Membership, Project},
 };
+
+use towline_test_postgresql::Server;
 
 use super::double::{self, Answer, Connected, own};
 
@@ -48,7 +50,10 @@ pub(crate) async fn bounded<F: Future>(future: F) -> F::Output {
 
 /// A gateway and what a test needs to know of it.
 pub(crate) struct World {
+    /// Where callers come.
     pub(crate) running: Running,
+    /// Another replica where agents come, if that isn't the same.
+    elsewhere: Option<(Running, tempfile::TempDir)>,
     /// The key that membership `m` is enrolled with.
     pub(crate) agent_key: KeyPair,
     agents: Mutex<Vec<Connected>>,
@@ -64,7 +69,13 @@ impl World {
     /// The same, with more configuration.
     pub(crate) async fn start_with(more: &str) -> Self {
         let state = tempfile::tempdir().unwrap();
-        let store = Store::in_memory().await.unwrap();
+        let store = if crate::ELSEWHERE {
+            let database = Server::shared().database();
+            let database = Database::parse(&database, state.path(), None).unwrap();
+            Store::open(&database).await.unwrap()
+        } else {
+            Store::in_memory().await.unwrap()
+        };
         for name in ["owner", "alice", "reader", "nobody"] {
             let groups = if name == "alice" {
                 vec!["dev".to_owned()]
@@ -95,16 +106,23 @@ impl World {
             .await
             .unwrap();
         let keys = Keys::create(&state.path().join("keys"), Clock::System).unwrap();
-        let running = Gateway::start(
-            config(state.path(), more),
-            Clock::System,
-            keys.into(),
-            store,
-        )
-        .await
-        .unwrap();
+        let start = async |dir: &Path, keys| {
+            let config = config(dir, more);
+            Gateway::start(config, Clock::System, keys, store.clone())
+                .await
+                .unwrap()
+        };
+        let elsewhere = if crate::ELSEWHERE {
+            let dir = tempfile::tempdir().unwrap();
+            let keys = under_the_root_of(state.path(), dir.path());
+            Some((start(dir.path(), keys).await, dir))
+        } else {
+            None
+        };
+        let running = start(state.path(), keys.into()).await;
         let world = Self {
             running,
+            elsewhere,
             agent_key,
             agents: Mutex::default(),
             state,
@@ -218,7 +236,7 @@ impl World {
     {
         let root = self.running.gateway().keys.root();
         let connected = double::connect(
-            self.running.public_address(),
+            self.holder().public_address(),
             &self.agent_key,
             root,
             membership(),
@@ -231,7 +249,32 @@ impl World {
             }
         })
         .await;
+        self.known(1).await;
         self.agents.lock().unwrap().push(connected);
+    }
+
+    /// Waits until all replicas can know of so many sessions of the membership, at least.
+    pub(crate) async fn known(&self, count: usize) {
+        let store = &self.holder().gateway().store;
+        bounded(async {
+            while store.sessions_of(&membership()).await.unwrap().len() < count {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+    }
+
+    /// Whether that is another than callers come to.
+    #[allow(dead_code, reason = "not asked in every program that has this module")]
+    pub(crate) const fn is_elsewhere(&self) -> bool {
+        self.elsewhere.is_some()
+    }
+
+    /// The gateway that agents come to.
+    pub(crate) fn holder(&self) -> &Running {
+        self.elsewhere
+            .as_ref()
+            .map_or(&self.running, |(running, _)| running)
     }
 
     /// Cuts every agent's connection.
@@ -251,7 +294,7 @@ impl World {
 
     /// Sessions of the membership that are up.
     pub(crate) fn sessions(&self) -> usize {
-        self.running.gateway().tunnels.sessions(&membership())
+        self.holder().gateway().tunnels.sessions(&membership())
     }
 
     /// Bytes that are held for those who don't read.
@@ -321,7 +364,8 @@ impl World {
         let left = || {
             let in_use = self.in_use(user);
             let gateway = self.running.gateway();
-            let tunnels = gateway.tunnels.streams(&membership());
+            let tunnels = &self.holder().gateway().tunnels;
+            let tunnels = tunnels.streams(&membership());
             (
                 in_use.streams,
                 in_use.watches,
@@ -378,9 +422,20 @@ impl World {
     }
 }
 
+/// Keys of another replica of the same gateway.
+fn under_the_root_of(state: &Path, other: &Path) -> Arc<Keys> {
+    let (from, to) = (state.join("keys"), other.join("keys"));
+    std::fs::create_dir(&to).unwrap();
+    for file in ["root.key", "root.pub"] {
+        std::fs::copy(from.join(file), to.join(file)).unwrap();
+    }
+    Keys::create(&to, Clock::System).unwrap().into()
+}
+
 fn config(state: &Path, more: &str) -> Config {
     let text = "public_url = 'https://gateway.test'\n\
                 listen = '127.0.0.1:0'\n\
+                peer_listen = '127.0.0.1:0'\n\
                 drain_limit = '5s'\n\
                 tls.mode = 'off'\n\
                 limits.streams_per_principal = 2\n\
