@@ -69,13 +69,15 @@ impl World {
     /// The same, with more configuration.
     pub(crate) async fn start_with(more: &str) -> Self {
         let state = tempfile::tempdir().unwrap();
-        let store = if crate::ELSEWHERE {
+        let database = crate::ELSEWHERE.then(|| {
             let database = Server::shared().database();
-            let database = Database::parse(&database, state.path(), None).unwrap();
-            Store::open(&database).await.unwrap()
-        } else {
-            Store::in_memory().await.unwrap()
+            Database::parse(&database, state.path(), None).unwrap()
+        });
+        let open = async || match &database {
+            Some(database) => Store::open(database).await.unwrap(),
+            None => Store::in_memory().await.unwrap(),
         };
+        let store = open().await;
         for name in ["owner", "alice", "reader", "nobody"] {
             let groups = if name == "alice" {
                 vec!["dev".to_owned()]
@@ -106,20 +108,20 @@ impl World {
             .await
             .unwrap();
         let keys = Keys::create(&state.path().join("keys"), Clock::System).unwrap();
-        let start = async |dir: &Path, keys| {
+        let start = async |dir: &Path, keys, store| {
             let config = config(dir, more);
-            Gateway::start(config, Clock::System, keys, store.clone())
+            Gateway::start(config, Clock::System, keys, store)
                 .await
                 .unwrap()
         };
         let elsewhere = if crate::ELSEWHERE {
             let dir = tempfile::tempdir().unwrap();
             let keys = under_the_root_of(state.path(), dir.path());
-            Some((start(dir.path(), keys).await, dir))
+            Some((start(dir.path(), keys, open().await).await, dir))
         } else {
             None
         };
-        let running = start(state.path(), keys.into()).await;
+        let running = start(state.path(), keys.into(), store).await;
         let world = Self {
             running,
             elsewhere,
