@@ -178,7 +178,7 @@ impl Gateway {
             .await
             .map_err(StartError::Store)?;
         let gateway = Arc::new(Self {
-            quotas: Quotas::new(config.limits, store.clone()),
+            quotas: Quotas::new(config.limits, store.clone(), replicas.id()),
             audit,
             live: Live::new(clock.clone()),
             slow: SlowReaders::new(config.limits.slow_readers_bytes),
@@ -212,6 +212,11 @@ impl Gateway {
             own(replicas::follow(Arc::clone(&gateway))),
             own(writer.run()),
             own(gateway.quotas.clone().forget_idle()),
+            own({
+                let serving = Arc::clone(&gateway);
+                let others = move || serving.replicas.others();
+                gateway.quotas.clone().share(others)
+            }),
             own(Arc::clone(&gateway.people).watch(gateway.store.clone(), gateway.clock.clone())),
             own(gateway.slow.clone().bound(gateway.live.clone())),
         ];

@@ -10,6 +10,7 @@
 
 mod limits;
 mod rate;
+mod shared;
 mod usage;
 
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
 use towline_proto::names::Project;
 
 pub use limits::{Defaults, Exhausted, InvalidQuota, MOST_LIMIT, Overrides, Quota, Whose};
+use shared::Shared;
 pub use usage::InUse;
 use usage::{Ask, Taken, Usage};
 
@@ -34,6 +36,8 @@ pub struct Quotas {
     defaults: Defaults,
     store: Store,
     usage: Usage,
+    /// Where there may be other replicas.
+    shared: Option<Shared>,
 }
 
 /// A permit with what it may use. Made by [`Quotas::lease`] alone.
@@ -72,12 +76,17 @@ pub struct Row {
 }
 
 impl Quotas {
-    /// Nothing in use.
-    pub fn new(defaults: Defaults, store: Store) -> Self {
+    /// Nothing in use at this replica.
+    pub fn new(defaults: Defaults, store: Store, replica: &str) -> Self {
+        let shared = store
+            .is_shared()
+            .then(|| Shared::new(store.clone(), replica.to_owned()));
+        let usage = shared.as_ref().map(|shared| shared.usage().clone());
         Self {
             defaults,
             store,
-            usage: Usage::default(),
+            usage: usage.unwrap_or_default(),
+            shared,
         }
     }
 
@@ -101,6 +110,11 @@ impl Quotas {
         let own = overrides.of_principal(&self.defaults, principal);
         let all = overrides.of_project(&self.defaults);
         let taken = self.usage.take(ask, (project, &all), (principal, &own))?;
+        if let (Some(shared), Some(quota)) = (&self.shared, ask.place()) {
+            shared
+                .claim(quota, (project, &all), (principal, &own))
+                .await?;
+        }
         Ok(Lease { permit, taken })
     }
 
@@ -110,7 +124,18 @@ impl Quotas {
     /// See [`StoreError`].
     pub async fn rows(&self, project: &Project) -> Result<Vec<Row>, StoreError> {
         let overrides = self.store.quotas(project).await?;
-        let (all, mut principals) = self.usage.of(project);
+        let (mut all, mut principals) = self.usage.of(project);
+        for (principal, in_use) in self.elsewhere(project).await? {
+            let Some(principal) = principal else {
+                all.add(&in_use);
+                continue;
+            };
+            match principals.iter_mut().find(|(user, _)| *user == principal) {
+                Some((_, here)) => here.add(&in_use),
+                None => principals.push((principal, in_use)),
+            }
+        }
+        principals.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         if principals.len() > MOST_LISTED {
             principals.sort_by_key(|(_, in_use)| std::cmp::Reverse(in_use.weight()));
             principals.truncate(MOST_LISTED);
@@ -139,12 +164,28 @@ impl Quotas {
         principal: &Principal,
     ) -> Result<Vec<Row>, StoreError> {
         let overrides = self.store.quotas(project).await?;
-        let in_use = self.usage.of_principal(project, principal);
+        let mut in_use = self.usage.of_principal(project, principal);
+        for (whose, elsewhere) in self.elsewhere(project).await? {
+            if whose.as_ref() == Some(principal) {
+                in_use.add(&elsewhere);
+            }
+        }
         Ok(self.rows_for(
             &overrides,
             &Whose::Principal(principal.clone()),
             Some(in_use),
         ))
+    }
+
+    /// What is in use at the other replicas; `None`: by the project.
+    async fn elsewhere(
+        &self,
+        project: &Project,
+    ) -> Result<Vec<(Option<Principal>, InUse)>, StoreError> {
+        match &self.shared {
+            Some(shared) => shared.elsewhere(project).await,
+            None => Ok(Vec::new()),
+        }
     }
 
     fn rows_for(&self, overrides: &Overrides, whose: &Whose, in_use: Option<InUse>) -> Vec<Row> {
@@ -171,6 +212,20 @@ impl Quotas {
     /// Principals and projects that are remembered because they used something lately.
     pub fn holders(&self) -> usize {
         self.usage.holders()
+    }
+
+    /// Everything that is in use here is told to the other replicas again.
+    pub(crate) fn say_all(&self) {
+        if let Some(shared) = &self.shared {
+            shared.say_all();
+        }
+    }
+
+    /// Tells the other replicas what is in use here, for as long as it is polled; `others` is how many there are.
+    pub async fn share(self, others: impl Fn() -> usize) {
+        if let Some(shared) = &self.shared {
+            tokio::join!(shared.give_back(), shared.keep_pace(others));
+        }
     }
 
     /// Forgets those who use nothing any more, for as long as it is polled.

@@ -151,6 +151,12 @@ impl Replicas {
         }
     }
 
+    /// How many others live.
+    pub fn others(&self) -> usize {
+        let others = self.lock();
+        others.values().filter(|other| other.is_live()).count()
+    }
+
     /// It takes no new sessions from now on; the others are told with its next beat, which is at once.
     pub async fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
@@ -211,6 +217,7 @@ impl Replicas {
         for tunnel in tunnels {
             agents::note(gateway, &tunnel).await;
         }
+        gateway.quotas.say_all();
     }
 
     /// Writes this one's row; whether it was gone, and `None` if the database doesn't answer.

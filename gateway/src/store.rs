@@ -17,6 +17,7 @@ pub mod replicas;
 pub mod roles;
 pub mod service_accounts;
 pub mod sign_ins;
+pub mod usage;
 pub mod users;
 pub mod workload_identity;
 
@@ -44,6 +45,7 @@ pub use database::{Database, OFFLINE_LIMIT, Password, Postgres};
 pub use error::StoreError;
 pub use memberships::Row as MembershipRow;
 pub use replicas::{ReplicaRow, SessionRow};
+pub use usage::UsageRow;
 pub use users::User;
 
 /// How long anybody waits for an answer, whatever became of the database or the way to it.
@@ -206,6 +208,12 @@ impl Store {
             transaction.execute(lock).answered(self).await?;
         }
         Ok(transaction)
+    }
+
+    /// A transaction that waits for no other writer, on a shared database.
+    async fn unordered(&self) -> Result<Transaction, StoreError> {
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+        self.reader()?.begin_with(begin).answered(self).await
     }
 
     /// A transaction whose queries all see the same state.

@@ -8,7 +8,7 @@
     reason = "a test says what went wrong by panicking; a double is what it answers"
 )]
 
-mod path {
+pub(crate) mod path {
     mod audit;
     pub(crate) mod double;
     mod hostile;

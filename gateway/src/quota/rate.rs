@@ -11,7 +11,7 @@ use std::{
 
 use governor::{
     Quota, RateLimiter,
-    clock::{Clock, Reference as _},
+    clock::Clock,
     middleware::NoOpMiddleware,
     nanos::Nanos,
     state::{NotKeyed, StateStore},
@@ -57,10 +57,28 @@ impl StateStore for FullAt {
     }
 }
 
+/// How much there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Allowed {
+    /// In a minute.
+    pub(super) limit: u32,
+    /// Of them at once.
+    pub(super) burst: NonZeroU32,
+}
+
+impl From<u32> for Allowed {
+    fn from(limit: u32) -> Self {
+        Self {
+            limit,
+            burst: burst(limit),
+        }
+    }
+}
+
 /// One holder's bucket.
 #[derive(Debug)]
 pub(super) struct Rate {
-    limit: u32,
+    allowed: Allowed,
     full_at: FullAt,
     limiter: RateLimiter<NotKeyed, FullAt, Elapsed, NoOpMiddleware<Duration>>,
     clock: Elapsed,
@@ -76,12 +94,13 @@ pub(super) struct Rate {
 pub(super) struct Before(u64);
 
 impl Rate {
-    pub(super) fn new(limit: u32, clock: Elapsed) -> Self {
+    pub(super) fn new(allowed: impl Into<Allowed>, clock: Elapsed) -> Self {
+        let allowed = allowed.into();
         let full_at = FullAt(Arc::new(AtomicU64::new(NEVER)));
-        let per_minute = NonZeroU32::new(limit).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::per_minute(per_minute).allow_burst(burst(limit));
+        let per_minute = NonZeroU32::new(allowed.limit).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::per_minute(per_minute).allow_burst(allowed.burst);
         Self {
-            limit,
+            allowed,
             limiter: RateLimiter::new(quota, full_at.clone(), clock),
             full_at,
             clock,
@@ -92,19 +111,26 @@ impl Rate {
         }
     }
 
-    /// Takes one request, of `limit` in a minute from now on.
+    /// Takes one request, of so many from now on. What was taken before is taken still.
     ///
     /// # Errors
     /// How long until there is another.
-    pub(super) fn take(&mut self, limit: u32) -> Result<Before, Duration> {
-        if limit != self.limit {
+    pub(super) fn take(&mut self, allowed: impl Into<Allowed>) -> Result<Before, Duration> {
+        let allowed = allowed.into();
+        if allowed != self.allowed {
             let (minute, this, before) = (self.minute, self.this, self.before);
+            // Every bucket is as long in time, so going back and forth gives nothing.
+            let owed = self.owed();
             *self = Self {
                 minute,
                 this,
                 before,
-                ..Self::new(limit, self.clock)
+                ..Self::new(allowed, self.clock)
             };
+            let owed = u64::try_from(owed.as_nanos()).unwrap_or(u64::MAX);
+            if owed > 0 {
+                self.full_at.0.store(owed, Ordering::Relaxed);
+            }
         }
         let before = Before(self.full_at.0.load(Ordering::Relaxed));
         self.limiter
@@ -115,6 +141,16 @@ impl Rate {
         Ok(before)
     }
 
+    /// How long the bucket takes to be full again.
+    fn owed(&self) -> Duration {
+        let full_at = self.full_at.0.load(Ordering::Relaxed);
+        if full_at == NEVER {
+            return Duration::ZERO;
+        }
+        let passed = self.clock.now().saturating_sub(self.made);
+        Duration::from_nanos(full_at).saturating_sub(passed)
+    }
+
     /// Undoes the last taking.
     pub(super) fn undo(&mut self, before: Before) {
         self.full_at.0.store(before.0, Ordering::Relaxed);
@@ -123,7 +159,7 @@ impl Rate {
 
     /// Gives back one request that was taken earlier.
     pub(super) fn give_back(&mut self) {
-        let one = Duration::from_secs(60) / self.limit.max(1);
+        let one = Duration::from_secs(60) / self.allowed.limit.max(1);
         let one = u64::try_from(one.as_nanos()).unwrap_or(u64::MAX);
         let full_at = self.full_at.0.load(Ordering::Relaxed);
         if full_at != NEVER {
@@ -146,9 +182,7 @@ impl Rate {
 
     /// Whether a new bucket would be the same.
     pub(super) fn is_full(&self) -> bool {
-        let full_at = self.full_at.0.load(Ordering::Relaxed);
-        let now: u64 = self.clock.now().duration_since(self.made).into();
-        full_at == NEVER || full_at <= now
+        self.owed().is_zero()
     }
 
     fn turn(&mut self) {
@@ -219,10 +253,18 @@ mod tests {
         let mut rate = Rate::new(10, Elapsed::default());
         rate.take(10).unwrap();
         rate.take(10).unwrap_err();
+        // From then on, what was taken is taken still.
+        let wait = rate.take(100).unwrap_err();
+        assert!(wait <= Duration::from_secs_f64(0.6), "{wait:?}");
         for _ in 0..10 {
+            pass(0.6).await;
             rate.take(100).unwrap();
         }
-        rate.take(100).unwrap_err();
         assert_eq!(rate.in_last_minute(), 11);
+        // Nor does going back and forth give any.
+        for limit in [50, 100, 50, 100] {
+            let wait = rate.take(limit).unwrap_err();
+            assert!(wait <= Duration::from_secs_f64(1.2), "{wait:?}");
+        }
     }
 }

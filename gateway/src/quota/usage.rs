@@ -4,7 +4,8 @@
 //! follows what happens now and doesn't grow with everybody who ever came.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    num::NonZeroU32,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -13,11 +14,12 @@ use std::{
 };
 
 use governor::clock::Clock as _;
+use tokio::sync::Notify;
 use towline_proto::names::Project;
 
 use super::{
     limits::{Exhausted, Limits, Quota},
-    rate::{self, Elapsed, Rate},
+    rate::{self, Allowed, Elapsed, Rate},
 };
 use crate::iam::Principal;
 
@@ -42,7 +44,7 @@ pub(super) enum Ask {
 }
 
 impl Ask {
-    const fn place(self) -> Option<Quota> {
+    pub(super) const fn place(self) -> Option<Quota> {
         match self {
             Self::Request => None,
             Self::Watch => Some(Quota::Watches),
@@ -72,17 +74,50 @@ impl InUse {
         }
     }
 
+    /// Adds what is used elsewhere.
+    pub(super) const fn add(&mut self, other: &Self) {
+        self.requests = self.requests.saturating_add(other.requests);
+        self.streams = self.streams.saturating_add(other.streams);
+        self.watches = self.watches.saturating_add(other.watches);
+    }
+
     /// To find who uses most.
     pub(super) fn weight(&self) -> u64 {
         u64::from(self.requests) + u64::from(self.streams) + u64::from(self.watches)
     }
 }
 
-/// Everybody's.
+/// Everybody's, at this replica.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Usage {
     clock: Elapsed,
     state: Arc<Mutex<State>>,
+    /// Where it is told what was given back, for other replicas.
+    given_back: Option<Arc<GivenBack>>,
+}
+
+/// What was given back and the other replicas don't know of.
+#[derive(Debug, Default)]
+pub(super) struct GivenBack {
+    holders: Mutex<HashMap<Project, HashSet<(Principal, Quota)>>>,
+    any: Notify,
+}
+
+impl GivenBack {
+    pub(super) fn add(&self, project: &Project, principal: &Principal, quota: Quota) {
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_project = holders.entry(project.clone()).or_default();
+        of_project.insert((principal.clone(), quota));
+        drop(holders);
+        self.any.notify_one();
+    }
+
+    /// Waits until there is something, and takes all of it.
+    pub(super) async fn take(&self) -> HashMap<Project, HashSet<(Principal, Quota)>> {
+        self.any.notified().await;
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *holders)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +127,8 @@ struct State {
     principals: usize,
     /// At how many of them those who are idle are looked for.
     sweep_at: usize,
+    /// Replicas that serve requests besides this one.
+    others: u32,
 }
 
 #[derive(Debug, Default)]
@@ -108,6 +145,20 @@ struct Holder {
     /// Upgrades whose request was given back: as many as requests there may be.
     refused_upgrades: Option<Rate>,
     last: Duration,
+    /// Requests since the last look, and in a minute at that pace.
+    since_look: u32,
+    pace: u32,
+    /// In a minute at the pace of the other replicas.
+    elsewhere: u32,
+}
+
+/// What a holder's requests come to in a minute at this replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pace {
+    pub(super) project: Project,
+    /// `None`: the project's own.
+    pub(super) principal: Option<Principal>,
+    pub(super) per_minute: u32,
 }
 
 /// What one request took; dropping it gives the place back.
@@ -123,6 +174,14 @@ pub(super) struct Taken {
 }
 
 impl Usage {
+    /// The same, with other replicas to be told.
+    pub(super) fn shared(given_back: Arc<GivenBack>) -> Self {
+        Self {
+            given_back: Some(given_back),
+            ..Self::default()
+        }
+    }
+
     /// Takes from the principal's budget, then from the project's; all or nothing.
     pub(super) fn take(
         &self,
@@ -136,8 +195,10 @@ impl Usage {
         let State {
             projects,
             principals,
+            others,
             ..
         } = &mut *state;
+        let others = *others;
         // Looked up before it is made: keys are cloned for newcomers alone.
         if !projects.contains_key(project) {
             projects.insert(project.clone(), OfProject::default());
@@ -154,12 +215,12 @@ impl Usage {
         (own.last, all.last) = (now, now);
 
         own.check_place(ask, own_limits, || principal.to_string())?;
-        let before = own.take_request(own_limits, self.clock, || principal.to_string())?;
+        let before = own.take_request(own_limits, others, self.clock, || principal.to_string())?;
         let of_all = || format!("project:{project}");
-        if let Err(exhausted) = all
-            .check_place(ask, all_limits, of_all)
-            .and_then(|()| all.take_request(all_limits, self.clock, of_all).map(drop))
-        {
+        if let Err(exhausted) = all.check_place(ask, all_limits, of_all).and_then(|()| {
+            all.take_request(all_limits, others, self.clock, of_all)
+                .map(drop)
+        }) {
             if let (Some(requests), Some(before)) = (&mut own.requests, before) {
                 requests.undo(before);
             }
@@ -202,6 +263,89 @@ impl Usage {
             .holder(project, principal)
             .map(Holder::in_use)
             .unwrap_or_default()
+    }
+
+    /// How much of a quota a principal and its project use at this replica.
+    pub(super) fn counts(
+        &self,
+        project: &Project,
+        principal: &Principal,
+        quota: Quota,
+    ) -> [u32; 2] {
+        let mut state = self.lock();
+        let Some(of_project) = state.projects.get_mut(project) else {
+            return [0; 2];
+        };
+        let own = of_project.principals.get_mut(principal);
+        let own = own.map(Holder::in_use).unwrap_or_default();
+        [own, of_project.all.in_use()].map(|in_use| in_use.get(quota))
+    }
+
+    /// Everybody who holds a place at this replica, for other replicas to be told of again.
+    pub(super) fn say_all(&self) {
+        let Some(given_back) = &self.given_back else {
+            return;
+        };
+        let state = self.lock();
+        for (project, of_project) in &state.projects {
+            for (principal, holder) in &of_project.principals {
+                if holder.streams > 0 {
+                    given_back.add(project, principal, Quota::ActiveStreams);
+                }
+                if holder.watches > 0 {
+                    given_back.add(project, principal, Quota::Watches);
+                }
+            }
+        }
+    }
+
+    /// Looks at everybody's pace since the last time, one second ago: those who make at least `least` requests in a
+    /// minute.
+    pub(super) fn look(&self, others: u32, least: u32) -> Vec<Pace> {
+        let mut state = self.lock();
+        state.others = others;
+        let mut paces = Vec::new();
+        for (project, of_project) in &mut state.projects {
+            let OfProject { all, principals } = of_project;
+            let holders = principals
+                .iter_mut()
+                .map(|(principal, holder)| (Some(principal), holder));
+            for (principal, holder) in holders.chain([(None, all)]) {
+                let now = std::mem::take(&mut holder.since_look).saturating_mul(60);
+                holder.pace = now / 2 + holder.pace / 2;
+                if holder.pace >= least {
+                    paces.push(Pace {
+                        project: project.clone(),
+                        principal: principal.cloned(),
+                        per_minute: holder.pace,
+                    });
+                }
+            }
+        }
+        paces
+    }
+
+    /// Takes what others' paces are; of whom nothing is said, it is none.
+    pub(super) fn elsewhere(&self, paces: &[Pace]) {
+        let mut state = self.lock();
+        for of_project in state.projects.values_mut() {
+            of_project.all.elsewhere = 0;
+            for holder in of_project.principals.values_mut() {
+                holder.elsewhere = 0;
+            }
+        }
+        for pace in paces {
+            let Some(of_project) = state.projects.get_mut(&pace.project) else {
+                continue;
+            };
+            let holder = match &pace.principal {
+                Some(principal) => of_project.principals.get_mut(principal),
+                None => Some(&mut of_project.all),
+            };
+            if let Some(holder) = holder {
+                holder.elsewhere = holder.elsewhere.saturating_add(pace.per_minute);
+            }
+        }
     }
 
     pub(super) fn holders(&self) -> usize {
@@ -287,16 +431,21 @@ impl Holder {
     fn take_request(
         &mut self,
         limits: &Limits,
+        others: u32,
         clock: Elapsed,
         holder: impl FnOnce() -> String,
     ) -> Result<Option<rate::Before>, Exhausted> {
         let Some(limit) = limits.get(Quota::RequestsPerMinute) else {
             return Ok(None);
         };
+        let allowed = self.share(limit, others);
         self.requests
-            .get_or_insert_with(|| Rate::new(limit, clock))
-            .take(limit)
-            .map(Some)
+            .get_or_insert_with(|| Rate::new(allowed, clock))
+            .take(allowed)
+            .map(|before| {
+                self.since_look = self.since_look.saturating_add(1);
+                Some(before)
+            })
             .map_err(|wait| Exhausted::Requests {
                 limit,
                 burst: rate::burst(limit).get(),
@@ -304,6 +453,16 @@ impl Holder {
                 retry_after: (wait <= WORTH_WAITING)
                     .then(|| if wait <= WORTH_WAITING / 2 { 1 } else { 2 }),
             })
+    }
+
+    /// What is left of a limit by the other replicas, and at least this one's equal part; of those at once, its part.
+    fn share(&self, limit: u32, others: u32) -> Allowed {
+        let replicas = others.saturating_add(1);
+        let left = limit.saturating_sub(self.elsewhere);
+        Allowed {
+            limit: left.max(limit / replicas).max(1),
+            burst: NonZeroU32::new(rate::burst(limit).get() / replicas).unwrap_or(NonZeroU32::MIN),
+        }
     }
 
     const fn place(&mut self, quota: Quota) -> Option<&mut u32> {
@@ -376,6 +535,10 @@ impl Taken {
             if let Some(place) = holder.place(quota) {
                 *place = place.saturating_sub(1);
             }
+        }
+        drop(state);
+        if let Some(given_back) = &self.usage.given_back {
+            given_back.add(&self.project, &self.principal, quota);
         }
     }
 }

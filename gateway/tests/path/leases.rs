@@ -24,7 +24,7 @@ pub(crate) fn exec(path: &str) -> Request<Empty<Bytes>> {
 }
 
 /// `/refused` answers 403, `/never` not at all, `/abort` breaks off, `/panic` panics; upgrades echo, watches wait.
-async fn agent(world: &World) {
+pub(crate) async fn agent(world: &World) {
     world
         .agent(|request: Request<Incoming>, _| async move {
             let path = request.uri().path().to_owned();

@@ -29,7 +29,7 @@ use towline_gateway::{
     keys::Keys,
     live::Stream,
     login,
-    quota::InUse,
+    quota::{InUse, Quota},
     store::{Database, Store, User},
 };
 use towline_proto::{
@@ -135,7 +135,17 @@ impl World {
 
     /// Makes `admin` the only `gatewayAdmin`.
     pub(crate) async fn set_policy(&self, admin: &str) {
-        let store = &self.running.gateway().store;
+        self.set_policy_at(&self.running, admin).await;
+    }
+
+    /// The same, at the gateway that agents come to.
+    #[allow(dead_code, reason = "of several replicas alone")]
+    pub(crate) async fn set_policy_at_holder(&self, admin: &str) {
+        self.set_policy_at(self.holder(), admin).await;
+    }
+
+    async fn set_policy_at(&self, running: &Running, admin: &str) {
+        let store = &running.gateway().store;
         let project: Project = "p".parse().unwrap();
         let etag = store.policy(&project).await.unwrap().unwrap().etag;
         let bind = |role: Role, member: &str| Binding::new(role, vec![member.parse().unwrap()]);
@@ -361,6 +371,17 @@ impl World {
         quotas.in_use(&"p".parse().unwrap(), &principal)
     }
 
+    /// How many streams of a user are noted at other replicas than callers come to.
+    #[allow(dead_code, reason = "of several replicas alone")]
+    pub(crate) async fn held_elsewhere(&self, user: &str) -> u32 {
+        let principal = Principal::User(user.to_owned());
+        let gateway = self.running.gateway();
+        let project = "p".parse().unwrap();
+        let rows = gateway.quotas.rows_of(&project, &principal).await.unwrap();
+        let streams = rows.iter().find(|row| row.quota == Quota::ActiveStreams);
+        streams.unwrap().in_use.unwrap()
+    }
+
     /// Waits until a user holds nothing, and no stream is left anywhere.
     pub(crate) async fn nothing_held(&self, user: &str, after: &str) {
         let left = || {
@@ -410,6 +431,15 @@ impl World {
     /// A client with a user's token.
     pub(crate) fn as_user(&self, user: &str) -> Client {
         self.with_token(&self.token(user, None, 600))
+    }
+
+    /// The same, of the gateway that agents come to.
+    #[allow(dead_code, reason = "of several replicas alone")]
+    pub(crate) fn at_holder(&self, user: &str) -> Client {
+        Client {
+            gateway: self.holder().public_address(),
+            ..self.as_user(user)
+        }
     }
 
     /// A client with this token.
