@@ -59,9 +59,13 @@ impl Backoff {
         };
         let due = self.next.min(longest);
         self.next = (due * 2).min(LONGEST);
-        let jittered = |time: Duration| time.mul_f64(0.5 + random_fraction() / 2.0);
         jittered(due).saturating_sub(tried).max(jittered(FIRST))
     }
+}
+
+/// Between half of a time and all of it, so that agents don't come all at once.
+pub(crate) fn jittered(time: Duration) -> Duration {
+    time.mul_f64(0.5 + random_fraction() / 2.0)
 }
 
 /// Evenly from 0 to 1; without randomness the waits have no jitter, and go on.

@@ -9,7 +9,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 
-use crate::app::State;
+use crate::state::State;
 
 /// Connections at a time; further ones wait.
 const MAX_CONNECTIONS: usize = 64;
@@ -88,6 +88,16 @@ fn metrics(state: &State) -> String {
             "towline_agent_sessions",
             "Sessions with the gateway.",
             state.sessions(),
+        ),
+        (
+            "towline_agent_sessions_wanted",
+            "Sessions that it means to have, to as many replicas.",
+            state.wanted(),
+        ),
+        (
+            "towline_agent_sessions_leaving",
+            "Sessions with replicas that are going.",
+            state.leaving(),
         ),
         (
             "towline_agent_streams",

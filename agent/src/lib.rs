@@ -13,12 +13,13 @@
 //! | [`enrol`] | the agent's key, and the token that makes it known |
 //! | [`dial`] | out to the gateway: proxies, TLS, the two carriers |
 //! | [`open`] | the handshake of a session |
-//! | [`app`] | keeps a session up, and drains at the end |
+//! | [`app`] | puts it together |
+//! | [`sessions`] | keeps sessions up, to two replicas where there are several, and drains at the end |
 //! | [`serve`] | one request: verify, impersonate, upstream |
 //! | [`guard`] | who is calling, or a refusal |
 //! | [`role`] | which of a caller's groups the agent may name |
 //! | [`upstream`] | to the API server: pools, upgrades, credentials that rotate |
-//! | [`health`] | liveness, readiness, gauges |
+//! | [`state`], [`health`] | liveness, readiness, gauges |
 
 pub mod app;
 pub mod backoff;
@@ -28,6 +29,7 @@ pub mod cluster;
 pub mod config;
 pub mod dial;
 pub mod enrol;
+mod facts;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guard;
@@ -35,5 +37,7 @@ pub mod health;
 pub mod open;
 pub mod role;
 pub mod serve;
+pub mod sessions;
+pub mod state;
 pub mod tcp;
 pub mod upstream;

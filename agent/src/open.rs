@@ -63,6 +63,16 @@ impl OpenError {
         }
     }
 
+    /// The replica that was met is not the one for a new session, but another may be: the agent has a session there, or
+    /// it is going.
+    pub fn elsewhere(&self) -> bool {
+        use StatusCode as S;
+        let Self::Dial(DialError::Refused { status, .. }) = self else {
+            return false;
+        };
+        [S::MISDIRECTED_REQUEST, S::SERVICE_UNAVAILABLE].contains(status)
+    }
+
     /// The gateway doesn't take the agent's key, for another reason than the clock.
     pub fn refused(&self) -> bool {
         use StatusCode as S;
@@ -135,7 +145,7 @@ impl Opener {
         let (chain, proof) = (&switched.chain, &switched.proof);
         let opened = opening.finish(self.root, chain, proof, clock::unix_now())?;
         self.set_offset(opened.time);
-        tracing::info!(session = opened.session, carrier = ?*lock(&self.carrier), "session open");
+        tracing::info!(session = opened.session, replica = opened.replica, carrier = ?*lock(&self.carrier), "session open");
         let mut connection = switched.connection;
         let confirmed = async {
             connection.write_all(opened.confirmation.bytes()).await?;

@@ -308,11 +308,12 @@ async fn accept(
         };
         (proof, Purpose::Resume(resumption))
     } else {
+        // It is served here, or this replica is going: whoever dials again may come to another.
+        if hello.avoid.iter().any(|named| named == here.replica) {
+            return Err(Refused::Elsewhere);
+        }
         if gateway.leaving.is_cancelled() {
             return Err(Refused::Leaving);
-        }
-        if here.replicas > 1 && hello.avoid.iter().any(|named| named == here.replica) {
-            return Err(Refused::Elsewhere);
         }
         if !gateway.tunnels.room(&hello.membership) {
             return Err(Refused::TooMany(hello.membership));

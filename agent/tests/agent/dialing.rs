@@ -71,7 +71,7 @@ struct Listener {
     _tasks: JoinSet<()>,
 }
 
-fn certificate() -> (String, TlsAcceptor) {
+pub(crate) fn certificate() -> (String, TlsAcceptor) {
     let _again = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = rcgen::CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()])

@@ -13,6 +13,7 @@ mod dialing;
 mod gateway;
 mod hostile;
 mod impersonation;
+mod replicas;
 mod requests;
 mod upgrades;
 
