@@ -210,6 +210,7 @@ impl Gateway {
             own(replicas::renew_keys(Arc::clone(&gateway))),
             own(Replicas::keep(Arc::clone(&gateway))),
             own(replicas::follow(Arc::clone(&gateway))),
+            own(Replicas::tell_agents(Arc::clone(&gateway))),
             own(writer.run()),
             own(gateway.quotas.clone().forget_idle()),
             own({

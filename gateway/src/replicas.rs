@@ -120,6 +120,16 @@ impl Replicas {
         1 + live.filter(|other| !other.draining).count()
     }
 
+    /// Lets the agents here know how many there are, for as long as it is polled.
+    pub(crate) async fn tell_agents(gateway: Arc<Gateway>) {
+        loop {
+            let live = gateway.replicas.live();
+            let live = u32::try_from(live).unwrap_or(u32::MAX);
+            gateway.tunnels.tell_replicas(live);
+            tokio::time::sleep(BEAT / 2).await;
+        }
+    }
+
     /// Makes this one, and the key that it signs with, known to the others; and theirs to this one.
     ///
     /// # Errors

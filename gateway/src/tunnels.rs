@@ -22,7 +22,7 @@ use towline_proto::{
     handshake::{Accepted, Hello, ResumptionKey},
     jws::PublicKey,
     names::Membership,
-    session::Handle,
+    session::{Handle, Notice},
     tunnel,
 };
 
@@ -242,6 +242,8 @@ struct Resumed {
 struct State {
     live: HashMap<Membership, Vec<Arc<Tunnel>>>,
     lost: HashMap<Membership, Instant>,
+    /// What agents are told of this replica and the others.
+    notice: Notice,
 }
 
 impl Default for Tunnels {
@@ -297,6 +299,8 @@ impl Tunnels {
             .map(|other| other.handle.clone())
             .collect();
         live.push(Arc::clone(&tunnel));
+        let notice = state.notice;
+        tunnel.handle.tell(notice);
         drop(state);
         for handle in abandoned {
             handle.end("its agent has started anew");
@@ -337,6 +341,39 @@ impl Tunnels {
     /// All sessions that are held here.
     pub(crate) fn all(&self) -> Vec<Arc<Tunnel>> {
         self.lock().live.values().flatten().cloned().collect()
+    }
+
+    /// Tells every agent, now or when its session begins, how many replicas there are.
+    pub fn tell_replicas(&self, replicas: u32) {
+        self.tell(|notice| notice.replicas = replicas);
+    }
+
+    /// Tells every agent that this replica is going.
+    pub fn tell_leaving(&self) {
+        self.tell(|notice| notice.leaving = true);
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Notice)) {
+        let mut state = self.lock();
+        let before = state.notice;
+        change(&mut state.notice);
+        if state.notice != before {
+            for tunnel in state.live.values().flatten() {
+                tunnel.handle.tell(state.notice);
+            }
+        }
+    }
+
+    /// Resolves when every agent has said that it has a session with another replica; those whose session is over have
+    /// none to say it over.
+    pub async fn all_moved(&self) {
+        for tunnel in self.all() {
+            let mut told = tunnel.handle.told();
+            tokio::select! {
+                _ = told.wait_for(|notice| notice.leaving) => {}
+                () = tunnel.closed.cancelled() => {}
+            }
+        }
     }
 
     /// A session of a membership by its id.
