@@ -97,6 +97,11 @@ fn metrics(gateway: &Gateway) -> String {
             gateway.live.count(),
         ),
         (
+            "towline_replicas",
+            "Replicas that live, this one included.",
+            gateway.replicas.others() + 1,
+        ),
+        (
             "towline_connections",
             "Connections on the public port.",
             gateway.connections.len(),

@@ -158,7 +158,7 @@ pub async fn identify(
     let Some(token) = bearer(headers)? else {
         return Err(Refused::NoToken(gateway.config.public_url.to_string()));
     };
-    let (membership, (session, identity)) = match login::verify_access_token(gateway, &token) {
+    let (membership, (session, identity)) = match login::access_token(gateway, &token).await {
         Ok(token) => (
             membership(target, &token.audience)?,
             of_token(gateway, &token).await?,

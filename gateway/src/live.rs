@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use towline_proto::names::{Membership, Project};
 
@@ -14,7 +15,7 @@ use crate::{audit::Record, clock::Clock};
 const REMEMBERED: usize = 1_000;
 
 /// One stream, for lists.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stream {
     /// The request's id.
     pub request_id: String,

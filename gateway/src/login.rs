@@ -253,6 +253,20 @@ pub fn verify_access_token(gateway: &Gateway, token: &str) -> Result<AccessToken
     })
 }
 
+/// Verifies an access token of this gateway, of whichever replica.
+///
+/// # Errors
+/// Which check failed.
+pub async fn access_token(gateway: &Gateway, token: &str) -> Result<AccessToken, TokenError> {
+    match verify_access_token(gateway, token) {
+        // Perhaps by a key of another's that isn't known here yet.
+        Err(TokenError::Signature) if gateway.replicas.hear_of_keys(&gateway.keys).await => {
+            verify_access_token(gateway, token)
+        }
+        verified => verified,
+    }
+}
+
 /// What an audience, or the `resource` of a token request (RFC 8707), names.
 fn audience(config: &Config, resource: &str) -> Option<Audience> {
     let rest = resource.strip_prefix(config.base())?;

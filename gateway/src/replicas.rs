@@ -8,6 +8,7 @@
 pub mod identity;
 pub mod listener;
 
+mod ask;
 mod directory;
 mod elsewhere;
 mod passed;
@@ -21,6 +22,8 @@ use std::{
     },
     time::Duration,
 };
+
+use tokio::time::Instant;
 
 use crate::{
     agents,
@@ -71,6 +74,8 @@ pub struct Replicas {
     leaving: AtomicBool,
     /// What stands in the database of this one's sessions may be wrong.
     unsaid: AtomicBool,
+    /// When the others' keys were read last because of a token of an unknown one.
+    looked_for_keys: tokio::sync::Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Clone)]
@@ -105,6 +110,7 @@ impl Replicas {
             beat: AtomicU64::default(),
             leaving: AtomicBool::default(),
             unsaid: AtomicBool::default(),
+            looked_for_keys: tokio::sync::Mutex::default(),
         })
     }
 
@@ -140,9 +146,30 @@ impl Replicas {
         if self.store.is_shared() {
             self.store.publish_key(&keys.published(), now).await?;
             keys.believe(&self.store.signing_keys().await?);
-            self.look(now).await;
+            self.look(now, false).await;
         }
         Ok(())
+    }
+
+    /// A token came whose key isn't known: another replica's, of which the news is on its way? `true` if the keys were
+    /// read a moment ago, however many ask.
+    pub(crate) async fn hear_of_keys(&self, keys: &Keys) -> bool {
+        if !self.store.is_shared() {
+            return false;
+        }
+        let mut looked = self.looked_for_keys.lock().await;
+        if looked.is_some_and(|looked| looked.elapsed() < TOGETHER) {
+            return true;
+        }
+        *looked = Some(Instant::now());
+        match self.store.signing_keys().await {
+            Ok(chains) => keys.believe(&chains),
+            Err(error) => tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "the other replicas' keys are not known just now"
+            ),
+        }
+        true
     }
 
     /// Ends the streams that run through other replicas.
@@ -197,7 +224,7 @@ impl Replicas {
                 None => continue,
             }
             if this.store.is_shared() {
-                this.look(gateway.clock.unix()).await;
+                this.look(gateway.clock.unix(), true).await;
             }
         }
     }
@@ -252,7 +279,8 @@ impl Replicas {
     }
 
     /// Looks at the others' beats. While the database is away nobody can be told from the dead, and none is.
-    async fn look(&self, now: u64) {
+    /// Beats are `due` when they have had the time to move.
+    async fn look(&self, now: u64, due: bool) {
         let rows = match self.store.replicas().await {
             Ok(rows) => rows,
             Err(error) => {
@@ -274,10 +302,10 @@ impl Replicas {
                     missed: 0,
                     unreached: false,
                 });
-                if other.beat == row.beat {
-                    other.missed = other.missed.saturating_add(1);
-                } else {
+                if other.beat != row.beat {
                     (other.missed, other.unreached) = (0, false);
+                } else if due {
+                    other.missed = other.missed.saturating_add(1);
                 }
                 other.beat = row.beat;
                 other.draining = row.draining;
@@ -306,6 +334,15 @@ impl Replicas {
         let others = self.lock();
         let other = others.get(replica)?;
         (other.is_live() && !other.address.is_empty()).then(|| other.address.clone())
+    }
+
+    /// All others that are reached, as far as is known.
+    fn reachable(&self) -> Vec<String> {
+        let others = self.lock();
+        let reached = others
+            .iter()
+            .filter(|(_, other)| other.is_live() && !other.address.is_empty());
+        reached.map(|(id, _)| id.clone()).collect()
     }
 
     /// It wasn't reached: it isn't tried again before it says that it lives.
@@ -356,6 +393,7 @@ pub async fn follow(gateway: Arc<Gateway>) {
         let followed = if rights_changed {
             agents::let_go(&gateway).await
         } else {
+            gateway.replicas.look(gateway.clock.unix(), false).await;
             let keys = store.signing_keys().await;
             keys.map(|chains| gateway.keys.believe(&chains))
         };

@@ -12,7 +12,7 @@ pub(crate) mod path {
     mod audit;
     pub(crate) mod double;
     mod hostile;
-    mod iam;
+    pub(crate) mod iam;
     pub(crate) mod leases;
     mod resumption;
     pub(crate) mod world;

@@ -16,12 +16,14 @@ mod across {
 
     use http::StatusCode;
     use http_body_util::BodyExt as _;
+    use serde_json::json;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use towline_gateway::quota::{Quota, Whose};
 
     use crate::{
         all::path::{
             double,
+            iam::call,
             leases::{agent, exec},
             world::{World, bounded, membership},
         },
@@ -96,6 +98,35 @@ mod across {
             drop(bounded(stream.read_to_end(&mut Vec::new())).await);
             world.nothing_held("alice", "a right that is gone").await;
         }
+    }
+
+    #[tokio::test]
+    async fn streams_of_all_replicas_are_told_at_each() {
+        let world = World::start().await;
+        agent(&world).await;
+        let streams = [
+            world.as_user("alice").upgrade(exec("/exec")).await,
+            world.at_holder("alice").upgrade(exec("/exec")).await,
+        ];
+        let (status, told) = call(&world, "alice", "Streams/List", json!({"project": "p"})).await;
+        assert_eq!(
+            (status, told["streams"].as_array().unwrap().len()),
+            (StatusCode::OK, 2),
+            "{told}"
+        );
+        let (_, told) = call(&world, "alice", "Memberships/List", json!({"project": "p"})).await;
+        assert_eq!(told["memberships"][0]["sessions"], 1, "{told}");
+        assert_eq!(told["memberships"][0]["state"], "CONNECTED", "{told}");
+        let (_, told) = call(
+            &world,
+            "alice",
+            "Memberships/Get",
+            json!({"project": "p", "name": "m"}),
+        )
+        .await;
+        assert_eq!(told["sessions"], 1, "{told}");
+        drop(streams);
+        world.nothing_held("alice", "streams that were told").await;
     }
 
     #[tokio::test]

@@ -45,7 +45,7 @@ impl Api {
             Refused::Internal(reason) => Status::internal(reason),
             refused => Status::unauthenticated(refused.to_string()),
         };
-        let (identity, expires) = match login::verify_access_token(gateway, &token) {
+        let (identity, expires) = match login::access_token(gateway, &token).await {
             Ok(token) => {
                 if let Audience::Membership(membership) = &token.audience {
                     return Err(Status::unauthenticated(format!(

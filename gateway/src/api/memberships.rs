@@ -74,7 +74,7 @@ impl Memberships for Api {
             expires: Some(timestamp(expires).to_string()),
         };
         Ok(Response::new(RegisterResponse {
-            membership: Some(self.message(row)),
+            membership: Some(self.message(row).await?),
             registration: yaml(&registration)?,
             expires: Some(timestamp(expires)),
         }))
@@ -91,7 +91,14 @@ impl Memberships for Api {
             let project: Project = name("project", project)?;
             self.listed(request.metadata(), &project).await?
         };
-        let memberships = rows.into_iter().map(|row| self.message(row)).collect();
+        let replica = self.gateway.replicas.id();
+        let elsewhere = self.gateway.store.sessions_elsewhere(replica).await;
+        let elsewhere = elsewhere.map_err(internal)?;
+        let told = |row: MembershipRow| {
+            let sessions = elsewhere.get(&row.membership).copied().unwrap_or_default();
+            self.told(row, sessions)
+        };
+        let memberships = rows.into_iter().map(told).collect();
         Ok(Response::new(ListMembershipsResponse { memberships }))
     }
 
@@ -104,7 +111,7 @@ impl Memberships for Api {
         let row = self
             .existing(&metadata, membership, Permission::MembershipsGet)
             .await?;
-        Ok(Response::new(self.message(row)))
+        Ok(Response::new(self.message(row).await?))
     }
 
     async fn update(
@@ -130,7 +137,7 @@ impl Memberships for Api {
             .change_labels(&row.membership, change)
             .await
             .map_err(refused)?;
-        Ok(Response::new(self.message(row)))
+        Ok(Response::new(self.message(row).await?))
     }
 
     async fn delete(
@@ -253,8 +260,22 @@ impl Api {
         ))
     }
 
-    fn message(&self, row: MembershipRow) -> api::Membership {
-        let sessions = self.gateway.tunnels.sessions(&row.membership);
+    async fn message(&self, row: MembershipRow) -> Result<api::Membership, Status> {
+        let (store, replica) = (&self.gateway.store, self.gateway.replicas.id());
+        let elsewhere = if store.is_shared() {
+            let sessions = store.sessions_of(&row.membership).await;
+            let sessions = sessions.map_err(internal)?.into_iter();
+            let up = sessions.filter(|session| session.up && session.replica != replica);
+            up.count()
+        } else {
+            0
+        };
+        Ok(self.told(row, elsewhere))
+    }
+
+    /// With so many sessions at other replicas.
+    fn told(&self, row: MembershipRow, elsewhere: usize) -> api::Membership {
+        let sessions = self.gateway.tunnels.sessions(&row.membership) + elsewhere;
         let (state, since) = match (&row.public_key, row.connected_since, row.disconnected_since) {
             (None, ..) => (State::Pending, row.created),
             (Some(_), Some(since), _) => (State::Connected, since),

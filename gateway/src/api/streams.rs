@@ -24,12 +24,17 @@ impl Streams for Api {
         let all = self
             .may(&caller, &resource, Permission::StreamsList)
             .await?;
-        let live = &self.gateway.live;
-        let mut streams = if request.get_ref().ended {
+        let (live, ended) = (&self.gateway.live, request.get_ref().ended);
+        let mut streams = if ended {
             live.ended(Some(&project))
         } else {
             live.running(Some(&project))
         };
+        let replicas = &self.gateway.replicas;
+        streams.extend(replicas.streams_elsewhere(&project, ended).await);
+        if ended {
+            streams.sort_by_key(|stream| std::cmp::Reverse(stream.ended));
+        }
         if !all.allowed() {
             // One's own, of which somebody with no right here has none.
             let own = caller.identity.principal.to_string();

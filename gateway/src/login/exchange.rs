@@ -16,10 +16,10 @@ use http::StatusCode;
 use towline_proto::end_to_end::Possession;
 
 use super::{
-    Audience, CLIENT_ID, Refusal,
+    Audience, CLIENT_ID, Refusal, access_token,
     form::Form,
     mint::{Holding, Minted, Wanted, mint},
-    token_endpoint, verify_access_token,
+    token_endpoint,
 };
 use crate::{
     app::Gateway,
@@ -184,7 +184,8 @@ fn invalid(reason: &dyn std::fmt::Display) -> Refusal {
 
 /// An access token of this gateway: the new one is for no more than what the old one is for, and ends no later.
 async fn own(gateway: &Gateway, token: &str, wanted: &Wanted) -> Result<Holding, Refusal> {
-    let token = verify_access_token(gateway, token).map_err(|error| invalid(&error))?;
+    let token = access_token(gateway, token).await;
+    let token = token.map_err(|error| invalid(&error))?;
     if let Audience::Membership(own) = &token.audience
         && wanted.audience != token.audience
     {

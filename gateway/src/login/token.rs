@@ -7,13 +7,12 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL}
 use http::{Response, StatusCode};
 
 use super::{
-    CLIENT_ID, Refusal, answer,
+    CLIENT_ID, Refusal, access_token, answer,
     authorize::random_token,
     exchange,
     form::Form,
     issuer, json,
     mint::{self, Holding, Minted, Wanted, mint},
-    verify_access_token,
 };
 use crate::{
     app::Gateway,
@@ -47,7 +46,9 @@ pub(super) async fn revoke(gateway: &Gateway, form: &Form) -> Response<Body> {
         Ok(token) => token,
         Err(refused) => return refused.into_response(),
     };
-    let sign_in = verify_access_token(gateway, token).map(|token| token.sign_in);
+    let sign_in = access_token(gateway, token)
+        .await
+        .map(|token| token.sign_in);
     let ended = match sign_in {
         Ok(Some(sign_in)) => gateway.store.revoke_sign_in(&sign_in).await,
         // Made before tokens had sign-ins.

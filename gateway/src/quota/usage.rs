@@ -312,7 +312,8 @@ impl Usage {
                 .map(|(principal, holder)| (Some(principal), holder));
             for (principal, holder) in holders.chain([(None, all)]) {
                 let now = std::mem::take(&mut holder.since_look).saturating_mul(60);
-                holder.pace = now / 2 + holder.pace / 2;
+                // Rather too much than too little: it goes up at once, and down by and by.
+                holder.pace = now.max(now / 2 + holder.pace / 2);
                 if holder.pace >= least {
                     paces.push(Pace {
                         project: project.clone(),

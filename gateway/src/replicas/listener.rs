@@ -14,7 +14,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use towline_proto::{endpoint, keys::Chains, tunnel};
 
-use super::{OF_CLIENT, identity::Identity, passed};
+use super::{OF_CLIENT, ask, identity::Identity, passed};
 use crate::{agents, app::Gateway, request::Body};
 
 /// How long a handshake may take.
@@ -91,7 +91,13 @@ async fn connection(
         let service = service_fn(move |request| {
             let (gateway, chains) = (Arc::clone(&gateway), Arc::clone(&chains));
             let replica = replica.clone();
-            async move { Ok::<_, Infallible>(passed::serve(&gateway, &chains, &replica, request).await) }
+            async move {
+                Ok::<_, Infallible>(if ask::is_question(&request) {
+                    ask::answer(&gateway, request).await
+                } else {
+                    passed::serve(&gateway, &chains, &replica, request).await
+                })
+            }
         });
         return tunnel::server()
             .timer(TokioTimer::new())

@@ -1,5 +1,7 @@
 //! The running copies of the gateway, the sessions that each holds, and the keys that each signs tokens with.
 
+use std::collections::HashMap;
+
 use sqlx::Row as _;
 use towline_proto::{handshake::Hello, names::Membership};
 
@@ -265,14 +267,22 @@ impl Store {
         self.commit(transaction, Concern::Sessions).await
     }
 
-    /// How many sessions of each membership have a connection, at all replicas.
+    /// How many sessions of each membership have a connection, at all other replicas than one.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn sessions_up(&self) -> Result<Vec<(Membership, u64)>, StoreError> {
+    pub async fn sessions_elsewhere(
+        &self,
+        replica: &str,
+    ) -> Result<HashMap<Membership, usize>, StoreError> {
+        if !self.is_shared() {
+            return Ok(HashMap::new());
+        }
         let rows: Vec<(String, String, String, i64)> = sqlx::query_as(
-            "SELECT project, location, name, COUNT(*) FROM sessions WHERE up = 1 GROUP BY project, location, name",
+            "SELECT project, location, name, COUNT(*) FROM sessions WHERE up = 1 AND replica <> $1 \
+             GROUP BY project, location, name",
         )
+        .bind(replica)
         .fetch_all(self.reader()?)
         .answered(self)
         .await?;
@@ -283,7 +293,7 @@ impl Store {
                     location: location.parse().map_err(|error| self.value(error))?,
                     id: name.parse().map_err(|error| self.value(error))?,
                 };
-                Ok((membership, unix(count)))
+                Ok((membership, usize::try_from(count).unwrap_or_default()))
             })
             .collect()
     }

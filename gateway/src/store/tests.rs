@@ -509,7 +509,12 @@ async fn replicas_and_their_sessions_are_known(on: On) {
         [row("s1", "r", true), row("s2", "q", false)]
     );
     assert_eq!(store.sessions_held("q").await.unwrap(), ["s2"]);
-    assert_eq!(store.sessions_up().await.unwrap(), [(edge(), 1)]);
+    let elsewhere = store.sessions_elsewhere("q").await.unwrap();
+    assert_eq!(
+        elsewhere.get(&edge()).copied(),
+        matches!(on, On::Postgresql).then_some(1)
+    );
+    assert!(store.sessions_elsewhere("r").await.unwrap().is_empty());
 
     // With a replica go its sessions, and it hears of that when it comes again.
     store

@@ -305,7 +305,12 @@ async fn a_condition_tells_nobody_which_memberships_there_are() {
 }
 
 /// One call of the management API, as JSON.
-async fn call(world: &World, user: &str, method: &str, message: Value) -> (StatusCode, Value) {
+pub(crate) async fn call(
+    world: &World,
+    user: &str,
+    method: &str,
+    message: Value,
+) -> (StatusCode, Value) {
     let stream = TcpStream::connect(world.running.public_address())
         .await
         .unwrap();
