@@ -160,14 +160,14 @@ impl Opener {
         Ok((opened, session))
     }
 
-    /// Gives a session another connection; how many bytes were sent again.
+    /// Gives a session that a replica holds another connection; how many bytes were sent again.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub async fn resume(
         &self,
         facts: &Facts,
-        handle: &Handle,
+        (handle, replica): (&Handle, &str),
         key: &ResumptionKey,
         clock: &GatewayClock,
     ) -> Result<u64, OpenError> {
@@ -176,6 +176,7 @@ impl Opener {
                 let membership = self.membership.clone();
                 let generation = handle.generation() + 1;
                 let asked = Resumption {
+                    replica,
                     session: handle.id(),
                     key,
                     generation,

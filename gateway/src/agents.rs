@@ -26,13 +26,13 @@ use towline_proto::{
 
 use crate::{
     app::Gateway,
-    replicas,
+    replicas::{self, Holder},
     request::Body,
     tunnels::{MAX_SESSIONS, Tunnel},
 };
 use session::{Beginning, Upgraded};
 
-pub(crate) use session::{let_go, note};
+pub(crate) use session::let_go;
 
 mod session;
 
@@ -256,13 +256,15 @@ async fn accept(
             .is_none()
     {
         // The hello is counted where it is answered.
-        let holder = gateway
-            .replicas
-            .holder(&hello.membership, &resume.session)
-            .await;
+        let holder = gateway.replicas.holder(&resume.replica).await;
+        let named = |text: &str| text.chars().take(64).collect::<String>();
         return Err(match holder {
-            Some(holder) => Refused::Held(holder),
-            None => Refused::Gone(resume.session.chars().take(64).collect()),
+            Holder::At(address) => Refused::Held((resume.replica.clone(), address)),
+            Holder::Gone => Refused::Gone(named(&resume.session)),
+            Holder::Unreached => Refused::Unreached(format!(
+                "replica {}, which holds the session, is not reached just now",
+                named(&resume.replica)
+            )),
         });
     }
     if !gateway.hellos.first_time(&hello.jti, now) {

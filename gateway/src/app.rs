@@ -209,6 +209,7 @@ impl Gateway {
             own(admin::run(Arc::clone(&gateway), admin_listener)),
             own(replicas::renew_keys(Arc::clone(&gateway))),
             own(Replicas::keep(Arc::clone(&gateway))),
+            own(Replicas::say_sessions(Arc::clone(&gateway))),
             own(replicas::follow(Arc::clone(&gateway))),
             own(Replicas::tell_agents(Arc::clone(&gateway))),
             own(writer.run()),

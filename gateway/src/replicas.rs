@@ -23,21 +23,25 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, MissedTickBehavior, sleep, timeout},
+};
 
 use crate::{
     agents,
     app::Gateway,
     clock::Clock,
     keys::{Keys, Published},
-    store::{Store, StoreError},
+    store::{Noted, State, Store, StoreError},
+    tunnels::Tunnel,
 };
 use directory::Directory;
 use identity::Identity;
 use peers::Peers;
 
 pub(crate) use directory::DOUBTED;
-pub(crate) use elsewhere::{Elsewhere, pass_on};
+pub(crate) use elsewhere::{Elsewhere, Holder, pass_on};
 pub(crate) use passed::PassedOn;
 pub(crate) use peers::Peer;
 
@@ -57,6 +61,18 @@ const MISSED: u32 = 5;
 /// How long a new key waits until the others have heard of it, whatever became of the notice.
 const HEARD: Duration = Duration::from_secs(10);
 
+/// How long a token of an unknown key may wait for the news of it.
+const KEYS: Duration = Duration::from_secs(1);
+
+/// For how long one that wasn't reached isn't tried: at first, and after many times.
+const UNREACHED: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// Sessions that are written down at once.
+const AT_ONCE: usize = 200;
+
+/// How long what the database didn't take waits.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Changes within this time are looked at together.
 const TOGETHER: Duration = Duration::from_millis(200);
 
@@ -72,10 +88,15 @@ pub struct Replicas {
     others: Mutex<HashMap<String, Other>>,
     beat: AtomicU64,
     leaving: AtomicBool,
-    /// What stands in the database of this one's sessions may be wrong.
-    unsaid: AtomicBool,
+    /// It is no replica any more.
+    parted: AtomicBool,
+    /// What stands in the database of this one may be wrong.
+    lost: AtomicBool,
+    /// Sessions by id of which it isn't written down yet how they are.
+    unsaid: Mutex<HashMap<String, Arc<Tunnel>>>,
+    news: Notify,
     /// When the others' keys were read last because of a token of an unknown one.
-    looked_for_keys: tokio::sync::Mutex<Option<Instant>>,
+    looked_for_keys: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
 #[derive(Debug, Clone)]
@@ -85,8 +106,8 @@ struct Other {
     draining: bool,
     /// How often its beat was the same.
     missed: u32,
-    /// It wasn't reached since its last beat.
-    unreached: bool,
+    /// It wasn't reached: until when it isn't tried again, and how long that was.
+    unreached: Option<(Instant, Duration)>,
 }
 
 impl Replicas {
@@ -109,7 +130,10 @@ impl Replicas {
             others: Mutex::default(),
             beat: AtomicU64::default(),
             leaving: AtomicBool::default(),
-            unsaid: AtomicBool::default(),
+            parted: AtomicBool::default(),
+            lost: AtomicBool::default(),
+            unsaid: Mutex::default(),
+            news: Notify::new(),
             looked_for_keys: tokio::sync::Mutex::default(),
         })
     }
@@ -132,7 +156,7 @@ impl Replicas {
             let live = gateway.replicas.live();
             let live = u32::try_from(live).unwrap_or(u32::MAX);
             gateway.tunnels.tell_replicas(live);
-            tokio::time::sleep(BEAT / 2).await;
+            sleep(BEAT / 2).await;
         }
     }
 
@@ -152,24 +176,30 @@ impl Replicas {
     }
 
     /// A token came whose key isn't known: another replica's, of which the news is on its way? `true` if the keys were
-    /// read a moment ago, however many ask.
+    /// read just now, however many ask; nobody waits long for that.
     pub(crate) async fn hear_of_keys(&self, keys: &Keys) -> bool {
         if !self.store.is_shared() {
             return false;
         }
-        let mut looked = self.looked_for_keys.lock().await;
-        if looked.is_some_and(|looked| looked.elapsed() < TOGETHER) {
-            return true;
+        let came = Instant::now();
+        let Ok(mut looked) = timeout(KEYS, self.looked_for_keys.lock()).await else {
+            return false;
+        };
+        if let Some((at, heard)) = *looked
+            && (at >= came || at.elapsed() < TOGETHER)
+        {
+            return heard;
         }
-        *looked = Some(Instant::now());
-        match self.store.signing_keys().await {
-            Ok(chains) => keys.believe(&chains),
-            Err(error) => tracing::debug!(
-                error = &error as &dyn std::error::Error,
-                "the other replicas' keys are not known just now"
-            ),
-        }
-        true
+        let chains = timeout(KEYS, self.store.signing_keys()).await;
+        let heard = match chains {
+            Ok(Ok(chains)) => {
+                keys.believe(&chains);
+                true
+            }
+            Ok(Err(_)) | Err(_) => false,
+        };
+        *looked = Some((Instant::now(), heard));
+        heard
     }
 
     /// Ends the streams that run through other replicas.
@@ -179,6 +209,7 @@ impl Replicas {
 
     /// Takes this one out: its sessions are over.
     pub async fn part(&self, now: u64) {
+        self.parted.store(true, Ordering::Relaxed);
         let ids = [self.id.clone()];
         if let Err(error) = self.store.forget_replicas(&ids, now).await {
             tracing::warn!(
@@ -197,64 +228,96 @@ impl Replicas {
     /// It takes no new sessions from now on; the others are told with its next beat, which is at once.
     pub async fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
-        self.say(0).await;
+        if self.store.is_shared() && self.say(0).await != Some(false) {
+            self.lost.store(true, Ordering::Relaxed);
+        }
     }
 
-    /// Something about this one's sessions could not be written: all of it is, once the database answers again.
-    pub(crate) fn unsaid(&self) {
-        self.unsaid.store(true, Ordering::Relaxed);
+    /// Has it written down how a session is, for the other replicas and for whoever asks about the membership. Nothing
+    /// waits for that.
+    pub(crate) fn note(&self, tunnel: &Arc<Tunnel>) {
+        let id = tunnel.handle().id().to_owned();
+        self.unsaid().insert(id, Arc::clone(tunnel));
+        self.news.notify_one();
+    }
+
+    /// Writes down how sessions are, for as long as it is polled: what there is by then, many at once.
+    pub(crate) async fn say_sessions(gateway: Arc<Gateway>) {
+        let this = &gateway.replicas;
+        loop {
+            this.news.notified().await;
+            while !this.parted.load(Ordering::Relaxed) {
+                let some: Vec<Arc<Tunnel>> = {
+                    let mut unsaid = this.unsaid();
+                    let ids: Vec<String> = unsaid.keys().take(AT_ONCE).cloned().collect();
+                    ids.iter().filter_map(|id| unsaid.remove(id)).collect()
+                };
+                if some.is_empty() {
+                    break;
+                }
+                let noted: Vec<Noted<'_>> = some.iter().map(|tunnel| noted(tunnel)).collect();
+                let now = gateway.clock.unix();
+                if let Err(error) = gateway.store.note_sessions(&this.id, &noted, now).await {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the others don't know yet how sessions are"
+                    );
+                    for tunnel in &some {
+                        this.note(tunnel);
+                    }
+                    sleep(AGAIN).await;
+                }
+            }
+        }
     }
 
     /// Moves the beat and follows the others', for as long as it is polled.
     pub(crate) async fn keep(gateway: Arc<Gateway>) {
         let this = &gateway.replicas;
+        if !this.store.is_shared() {
+            return;
+        }
         let mut tick = tokio::time::interval(BEAT);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut doubtful = false;
+        while !this.parted.load(Ordering::Relaxed) {
             tick.tick().await;
-            if !this.store.is_shared() && !this.unsaid.load(Ordering::Relaxed) {
+            let forgotten = this.say(1).await;
+            // After an answer that was lost, the row may be new.
+            doubtful |= forgotten != Some(false) || this.lost.swap(false, Ordering::Relaxed);
+            if forgotten.is_none() {
                 continue;
             }
-            match this.say(1).await {
-                Some(forgotten) => {
-                    if this.unsaid.swap(false, Ordering::Relaxed) || forgotten {
-                        this.say_all(&gateway).await;
-                    }
-                }
-                None => continue,
+            if doubtful {
+                doubtful = !this.say_all(&gateway).await;
             }
-            if this.store.is_shared() {
-                this.look(gateway.clock.unix(), true).await;
-            }
+            this.look(gateway.clock.unix(), true).await;
         }
     }
 
-    /// Writes down all sessions that are held here, and takes out those that are over.
-    async fn say_all(&self, gateway: &Gateway) {
+    /// Has everything about this one written again; `false` if the database doesn't take it.
+    async fn say_all(&self, gateway: &Gateway) -> bool {
         let tunnels = gateway.tunnels.all();
-        let over = self.store.sessions_held(&self.id).await.map(|mut ids| {
-            ids.retain(|id| !tunnels.iter().any(|tunnel| tunnel.handle().id() == id));
-            ids
-        });
-        let forgotten = match over {
-            Ok(over) => {
-                self.store
-                    .forget_sessions(&over, gateway.clock.unix())
-                    .await
-            }
-            Err(error) => Err(error),
+        let now = gateway.clock.unix();
+        let said = async {
+            let published = gateway.keys.published();
+            self.store.publish_key(&published, now).await?;
+            let mut over = self.store.sessions_held(&self.id).await?;
+            over.retain(|id| !tunnels.iter().any(|tunnel| tunnel.handle().id() == id));
+            self.store.forget_sessions(&over, now).await
         };
-        if let Err(error) = forgotten {
+        if let Err(error) = said.await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "sessions that are over could not be forgotten"
+                "what the others know of this replica may be wrong"
             );
-            self.unsaid();
+            return false;
         }
-        for tunnel in tunnels {
-            agents::note(gateway, &tunnel).await;
+        for tunnel in &tunnels {
+            self.note(tunnel);
         }
         gateway.quotas.say_all();
+        true
     }
 
     /// Writes this one's row; whether it was gone, and `None` if the database doesn't answer.
@@ -262,11 +325,11 @@ impl Replicas {
         let beat = self.beat.fetch_add(beats, Ordering::Relaxed) + beats;
         let address = self.address.as_deref().unwrap_or_default();
         let draining = self.leaving.load(Ordering::Relaxed);
-        match self
+        let said = self
             .store
             .replica_beats(&self.id, address, beat, draining)
-            .await
-        {
+            .await;
+        match said {
             Ok(forgotten) => Some(forgotten),
             Err(error) => {
                 tracing::warn!(
@@ -300,10 +363,10 @@ impl Replicas {
                     beat: row.beat,
                     draining: row.draining,
                     missed: 0,
-                    unreached: false,
+                    unreached: None,
                 });
                 if other.beat != row.beat {
-                    (other.missed, other.unreached) = (0, false);
+                    other.missed = 0;
                 } else if due {
                     other.missed = other.missed.saturating_add(1);
                 }
@@ -333,23 +396,39 @@ impl Replicas {
     fn address_of(&self, replica: &str) -> Option<String> {
         let others = self.lock();
         let other = others.get(replica)?;
-        (other.is_live() && !other.address.is_empty()).then(|| other.address.clone())
+        other.is_reached().then(|| other.address.clone())
     }
 
     /// All others that are reached, as far as is known.
     fn reachable(&self) -> Vec<String> {
         let others = self.lock();
-        let reached = others
-            .iter()
-            .filter(|(_, other)| other.is_live() && !other.address.is_empty());
+        let reached = others.iter().filter(|(_, other)| other.is_reached());
         reached.map(|(id, _)| id.clone()).collect()
     }
 
-    /// It wasn't reached: it isn't tried again before it says that it lives.
+    /// It wasn't reached: it isn't tried again for a while, and for longer each time.
     fn unreached(&self, replica: &str) {
         if let Some(other) = self.lock().get_mut(replica) {
-            other.unreached = true;
+            let now = Instant::now();
+            let wait = match other.unreached {
+                // Found out by several at once.
+                Some((until, _)) if now < until => return,
+                Some((_, wait)) => (wait * 2).min(UNREACHED.1),
+                None => UNREACHED.0,
+            };
+            other.unreached = Some((now + wait, wait));
         }
+    }
+
+    /// It was.
+    fn reached(&self, replica: &str) {
+        if let Some(other) = self.lock().get_mut(replica) {
+            other.unreached = None;
+        }
+    }
+
+    fn unsaid(&self) -> MutexGuard<'_, HashMap<String, Arc<Tunnel>>> {
+        self.unsaid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Other>> {
@@ -371,45 +450,83 @@ pub async fn renew_keys(gateway: Arc<Gateway>) {
             );
             return false;
         }
-        tokio::time::sleep(HEARD).await;
+        sleep(HEARD).await;
         true
     };
     Arc::clone(&gateway.keys).renew(publish).await;
 }
 
-/// Follows what the others write: keys that they sign with, and memberships whose agents are to be let go.
+/// Follows what the others write, for as long as it is polled: memberships whose agents are to be let go, and keys that
+/// they sign with.
 pub async fn follow(gateway: Arc<Gateway>) {
     let store = &gateway.store;
     if !store.is_shared() {
         return;
     }
-    let (mut rights, mut sessions) = (store.changes(), store.sessions_changed());
+    let rights = each_change(store.changes(), || {
+        let gateway = Arc::clone(&gateway);
+        async move { agents::let_go(&gateway).await }
+    });
+    let sessions = each_change(store.sessions_changed(), || {
+        let gateway = Arc::clone(&gateway);
+        async move {
+            let now = gateway.clock.unix();
+            gateway.replicas.look(now, false).await;
+            let chains = gateway.store.signing_keys().await?;
+            gateway.keys.believe(&chains);
+            Ok(())
+        }
+    });
+    tokio::join!(rights, sessions);
+}
+
+/// Does something now and after every change, again until it is done; a storm of changes is one.
+async fn each_change<F>(mut changes: watch::Receiver<u64>, todo: impl Fn() -> F)
+where
+    F: Future<Output = Result<(), StoreError>>,
+{
     loop {
-        let rights_changed = tokio::select! {
-            Ok(()) = rights.changed() => true,
-            Ok(()) = sessions.changed() => false,
-            else => return,
-        };
-        let followed = if rights_changed {
-            agents::let_go(&gateway).await
-        } else {
-            gateway.replicas.look(gateway.clock.unix(), false).await;
-            let keys = store.signing_keys().await;
-            keys.map(|chains| gateway.keys.believe(&chains))
-        };
-        if let Err(error) = followed {
+        changes.mark_unchanged();
+        while let Err(error) = todo().await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "what other replicas have changed is not known yet"
             );
+            sleep(AGAIN).await;
         }
-        // A storm of changes is one.
-        tokio::time::sleep(TOGETHER).await;
+        sleep(TOGETHER).await;
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// How a session is now.
+fn noted(tunnel: &Tunnel) -> Noted<'_> {
+    Noted {
+        session: tunnel.handle().id(),
+        hello: tunnel.hello(),
+        agent: *tunnel.agent(),
+        state: if tunnel.is_open() {
+            State::Up
+        } else if tunnel.closed().is_cancelled() {
+            State::Over
+        } else {
+            State::Down
+        },
     }
 }
 
 impl Other {
     const fn is_live(&self) -> bool {
-        self.missed <= MISSED && !self.unreached
+        self.missed <= MISSED
+    }
+
+    /// Whether it may be tried.
+    fn is_reached(&self) -> bool {
+        let now = Instant::now();
+        self.is_live()
+            && !self.address.is_empty()
+            && self.unreached.is_none_or(|(until, _)| now >= until)
     }
 }

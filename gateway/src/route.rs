@@ -16,6 +16,9 @@ use crate::{
 /// How long a request waits for an agent that was here a moment ago.
 const RECONNECT_WAIT: Duration = Duration::from_secs(5);
 
+/// What looking may take beyond that, where others don't answer.
+const SLACK: Duration = Duration::from_secs(3);
+
 /// How long ago "a moment ago" may be, in seconds.
 const RECENT: u64 = 60;
 
@@ -40,8 +43,11 @@ pub async fn send(gateway: &Gateway, outbound: Outbound) -> Result<Sent, Refused
     let identity = lease.permit().identity();
     let deadline = Instant::now() + RECONNECT_WAIT;
     loop {
-        let again = message.again();
-        let route = to(gateway, lease.permit().membership(), deadline).await?;
+        let spare = message.spare();
+        let membership = lease.permit().membership();
+        // Looking for one takes no longer than waiting for one.
+        let found = timeout_at(deadline + SLACK, to(gateway, membership, deadline)).await;
+        let route = found.unwrap_or_else(|_| Err(Refused::NoAgent(membership.clone())))?;
         let (sent, closed) = match route {
             Route::Here(tunnel) => {
                 let sent = tunnel.send(message, identity).await;
@@ -54,18 +60,20 @@ pub async fn send(gateway: &Gateway, outbound: Outbound) -> Result<Sent, Refused
                 (sent.map(|answered| (answered, None)), peer.closed.clone())
             }
         };
-        match (sent, again) {
-            (Ok((Answered { response, outgoing }, place)), _) => {
+        match sent {
+            Ok((Answered { response, outgoing }, place)) => {
+                spare.answered();
                 return Ok(Sent {
                     response,
                     outgoing,
                     held: Held::new(lease, place, closed),
                 });
             }
-            (Err(Unanswered::NotTaken), Some(again)) if Instant::now() < deadline => {
-                message = again;
-            }
-            (Err(unanswered), _) => return Err(unanswered.into()),
+            Err(Unanswered::NotTaken) if Instant::now() < deadline => match spare.again() {
+                Some(again) => message = again,
+                None => return Err(Refused::AgentLost),
+            },
+            Err(unanswered) => return Err(unanswered.into()),
         }
     }
 }

@@ -44,7 +44,7 @@ pub use changes::Concern;
 pub use database::{Database, OFFLINE_LIMIT, Password, Postgres};
 pub use error::StoreError;
 pub use memberships::Row as MembershipRow;
-pub use replicas::{ReplicaRow, SessionRow};
+pub use replicas::{Noted, ReplicaRow, SessionRow, State};
 pub use usage::UsageRow;
 pub use users::User;
 
@@ -210,10 +210,13 @@ impl Store {
         Ok(transaction)
     }
 
-    /// A transaction that waits for no other writer, on a shared database.
-    async fn unordered(&self) -> Result<Transaction, StoreError> {
-        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
-        self.reader()?.begin_with(begin).answered(self).await
+    /// A transaction on a connection of its own kind, which waits for no other writer on a shared database.
+    async fn unordered(&self, pool: &AnyPool) -> Result<Transaction, StoreError> {
+        let begin = match self.inner.database {
+            Database::Sqlite(_) => "BEGIN IMMEDIATE",
+            Database::Postgres(_) => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        };
+        pool.begin_with(begin).answered(self).await
     }
 
     /// A transaction whose queries all see the same state.

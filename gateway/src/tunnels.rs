@@ -22,7 +22,7 @@ use towline_proto::{
     handshake::{Accepted, Hello, ResumptionKey},
     jws::PublicKey,
     names::Membership,
-    session::{Handle, Notice},
+    session::{Handle, Notice, Phase},
     tunnel,
 };
 
@@ -37,6 +37,7 @@ pub(crate) use shares::Place;
 
 mod grants;
 mod message;
+mod repeatable;
 mod shares;
 
 /// How long ago an agent may have been here that is waited for; also how long after the gateway's own start agents are waited for.
@@ -61,7 +62,6 @@ pub struct Tunnel {
     requests: SendRequest<RequestBody>,
     shares: Shares,
     draining: AtomicBool,
-    noting: tokio::sync::Mutex<()>,
     closed: CancellationToken,
 }
 
@@ -120,7 +120,6 @@ impl Tunnel {
             requests,
             shares: Shares::new(tunnel::MAX_STREAMS),
             draining: AtomicBool::new(false),
-            noting: tokio::sync::Mutex::default(),
             closed: CancellationToken::new(),
         }
     }
@@ -140,9 +139,13 @@ impl Tunnel {
         self.handle.is_up() && !self.draining.load(Ordering::Relaxed) && !self.closed.is_cancelled()
     }
 
-    /// Held by who writes down how the session is.
-    pub(crate) const fn noting(&self) -> &tokio::sync::Mutex<()> {
-        &self.noting
+    /// Waits a moment for another connection, where it has lost one; whether it takes requests.
+    pub(crate) async fn opened_within(&self, limit: Duration) -> bool {
+        let mut phase = self.handle.phase();
+        let up = phase.wait_for(|now| *now != Phase::Down);
+        // Whatever comes of it.
+        drop(tokio::time::timeout(limit, up).await);
+        self.is_open()
     }
 
     /// Whose session it is.

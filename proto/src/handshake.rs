@@ -109,6 +109,8 @@ pub struct Hello {
 /// Which session an agent goes on with, and from where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resume {
+    /// The replica that holds it, as its proof said.
+    pub replica: String,
     /// The session's id.
     pub session: String,
     /// Counts the connections that were tried for it; a lower one than was seen is refused.
@@ -279,6 +281,8 @@ pub struct Facts {
 /// A session that is to go on.
 #[derive(Debug, Clone, Copy)]
 pub struct Resumption<'a> {
+    /// The replica that holds it.
+    pub replica: &'a str,
     /// Its id.
     pub session: &'a str,
     /// Its secret.
@@ -298,6 +302,7 @@ enum Purpose<'a> {
 impl Resumption<'_> {
     fn sign(&self, jti: &str) -> Resume {
         let Self {
+            replica,
             session,
             key,
             generation,
@@ -305,6 +310,7 @@ impl Resumption<'_> {
         } = *self;
         let mac = key.of_agent(jti, session, generation, position).sign();
         Resume {
+            replica: replica.to_owned(),
             session: session.to_owned(),
             generation,
             position,

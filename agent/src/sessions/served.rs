@@ -53,6 +53,7 @@ pub(super) async fn serve(
     let handle = session.handle();
     let id = handle.id();
     let (key, grace) = (Arc::clone(&opened.resumption), opened.grace);
+    let replica = opened.replica.clone();
     let over = CancellationToken::new();
     let _ends_with_the_session = over.clone().drop_guard();
     let shared = Arc::new(Shared {
@@ -96,6 +97,7 @@ pub(super) async fn serve(
     };
     let session = Kept {
         handle: &handle,
+        replica: &replica,
         key: &key,
         grace,
         facts,
@@ -175,6 +177,7 @@ async fn keep(parts: &Parts, kept: Kept<'_>, shutdown: &CancellationToken) -> bo
 async fn resume(parts: &Parts, kept: &Kept<'_>, backoff: &mut Backoff) -> Result<u64, OpenError> {
     let Kept {
         handle,
+        replica,
         key,
         facts,
         clock,
@@ -182,7 +185,8 @@ async fn resume(parts: &Parts, kept: &Kept<'_>, backoff: &mut Backoff) -> Result
     } = kept;
     loop {
         let began = Instant::now();
-        match parts.opener.resume(facts, handle, key, clock).await {
+        let session = (*handle, *replica);
+        match parts.opener.resume(facts, session, key, clock).await {
             Err(error) if !error.ends_session() => log_failure(&error),
             resumed => return resumed,
         }
@@ -210,6 +214,7 @@ async fn tell_news(parts: &Parts, handle: &Handle) {
 /// What it takes to go on with a session.
 struct Kept<'a> {
     handle: &'a Handle,
+    replica: &'a str,
     key: &'a ResumptionKey,
     grace: Duration,
     facts: &'a Facts,

@@ -437,7 +437,12 @@ async fn a_session_goes_on_over_other_connections() {
         // What is under way on the connection is lost with it.
         write.write_all(&[round; 100_000]).await.unwrap();
         opener
-            .resume(&facts, &handle, &opened.resumption, &clock)
+            .resume(
+                &facts,
+                (&handle, &opened.replica),
+                &opened.resumption,
+                &clock,
+            )
             .await
             .unwrap();
         let mut heard = [0; 100_000];
@@ -472,7 +477,12 @@ async fn a_session_that_cannot_go_on_is_over() {
         let (mut read, mut write) = tokio::io::split(session);
         heard(&mut read, &mut write).await;
         let error = opener
-            .resume(&facts, &handle, &opened.resumption, &GatewayClock::new(0))
+            .resume(
+                &facts,
+                (&handle, &opened.replica),
+                &opened.resumption,
+                &GatewayClock::new(0),
+            )
             .await
             .unwrap_err();
         assert!(error.ends_session(), "{error}");
@@ -491,7 +501,12 @@ async fn a_gateway_that_is_not_reached_may_be_tried_again() {
     heard(&mut read, &mut write).await;
     drop(listener);
     let error = opener
-        .resume(&facts, &handle, &opened.resumption, &GatewayClock::new(0))
+        .resume(
+            &facts,
+            (&handle, &opened.replica),
+            &opened.resumption,
+            &GatewayClock::new(0),
+        )
         .await
         .unwrap_err();
     assert!(!error.ends_session(), "{error}");

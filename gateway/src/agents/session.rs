@@ -121,7 +121,12 @@ pub(super) async fn run(
     let closed = tunnel.closed().clone();
     let registered = gateway.tunnels.register(Arc::clone(&tunnel));
     tracing::info!(%client, %membership, session = id, ?carrier, agent = tunnel.hello().agent_version, host = tunnel.hello().host, "session up");
-    note_aside(gateway, &tunnel);
+    gateway.replicas.note(&tunnel);
+    // The key was looked at before the agent took its time to answer.
+    if !is_enrolled(gateway, &tunnel).await {
+        tracing::info!(%client, %membership, session = id, "the membership has another key by now");
+        closed.cancel();
+    }
 
     let mut over = pin!(outlive(gateway, &tunnel));
     let outcome = tokio::select! {
@@ -132,7 +137,7 @@ pub(super) async fn run(
     };
     // An agent that goes takes no more requests, and finishes what it has.
     tunnel.drain();
-    note_aside(gateway, &tunnel);
+    gateway.replicas.note(&tunnel);
     tokio::select! {
         () = closed.cancelled() => {}
         () = over => {}
@@ -142,7 +147,7 @@ pub(super) async fn run(
         .map_or_else(|| "closed".to_owned(), |error| describe(&error));
     drop(registered);
     tracing::info!(%client, %membership, session = id, reason, "session over");
-    note(gateway, &tunnel).await;
+    gateway.replicas.note(&tunnel);
 }
 
 /// Goes on with a session over another connection.
@@ -203,7 +208,7 @@ async fn outlive(gateway: &Arc<Gateway>, tunnel: &Arc<Tunnel>) {
         if timeout(NOTICEABLE.min(grace), up(&mut phase)).await.is_ok() {
             continue;
         }
-        note_aside(gateway, tunnel);
+        gateway.replicas.note(tunnel);
         // It may have been up in between.
         while let Some(down) = tunnel.handle().down_for() {
             let left = grace.saturating_sub(down);
@@ -215,44 +220,23 @@ async fn outlive(gateway: &Arc<Gateway>, tunnel: &Arc<Tunnel>) {
             }
         }
         if tunnel.handle().is_up() {
-            note_aside(gateway, tunnel);
+            gateway.replicas.note(tunnel);
         }
     }
 }
 
-/// The same without waiting: a session goes on whatever the database does.
-fn note_aside(gateway: &Arc<Gateway>, tunnel: &Arc<Tunnel>) {
-    let (noting, tunnel) = (Arc::clone(gateway), Arc::clone(tunnel));
-    gateway
-        .tasks
-        .spawn(async move { note(&noting, &tunnel).await });
-}
-
-/// Writes down how a session is, for the other replicas and for whoever asks about the membership.
-pub(crate) async fn note(gateway: &Gateway, tunnel: &Tunnel) {
-    // One after the other, each with what is so by then.
-    let _turn = tunnel.noting().lock().await;
-    let (membership, session) = (tunnel.membership(), tunnel.handle().id());
-    let now = gateway.clock.unix();
-    let noted = if tunnel.is_open() {
-        let told = (membership, tunnel.hello());
-        let replica = gateway.replicas.id();
-        gateway.store.session_up(replica, session, told, now).await
-    } else {
-        let over = tunnel.closed().is_cancelled();
-        gateway
-            .store
-            .session_down(session, membership, over, now)
-            .await
-    };
-    if let Err(error) = noted {
-        gateway.replicas.unsaid();
-        tracing::warn!(%membership, session, error = &error as &dyn std::error::Error, "the session's state was not noted");
+/// Whether the membership still has the key of the session's agent; what isn't known is taken for yes.
+async fn is_enrolled(gateway: &Gateway, tunnel: &Tunnel) -> bool {
+    match gateway.store.membership(tunnel.membership()).await {
+        Ok(row) => row.and_then(|row| row.public_key) == Some(*tunnel.agent()),
+        Err(_) => true,
     }
 }
 
 /// Ends the sessions of memberships that were deleted, or registered anew for another key, through another replica.
 pub(crate) async fn let_go(gateway: &Gateway) -> Result<(), StoreError> {
+    // First the sessions: one that begins after the rows were read has looked for itself.
+    let tunnels = gateway.tunnels.all();
     let enrolled: HashMap<Membership, Option<PublicKey>> = gateway
         .store
         .memberships(None)
@@ -260,7 +244,7 @@ pub(crate) async fn let_go(gateway: &Gateway) -> Result<(), StoreError> {
         .into_iter()
         .map(|row| (row.membership, row.public_key))
         .collect();
-    for tunnel in gateway.tunnels.all() {
+    for tunnel in tunnels {
         let membership = tunnel.membership();
         if enrolled.get(membership) != Some(&Some(*tunnel.agent())) {
             tracing::info!(%membership, session = tunnel.handle().id(), "its membership's key is another, or none");

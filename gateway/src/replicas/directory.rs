@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use towline_proto::names::Membership;
 
 use super::elsewhere::Elsewhere;
@@ -18,6 +18,12 @@ use crate::{
 
 /// How long what was read is believed if nobody says that it has changed.
 const BELIEVED: Duration = Duration::from_secs(5);
+
+/// How long what was read is believed even though some session, somewhere, has changed: a storm of changes is one.
+const TOGETHER: Duration = Duration::from_millis(50);
+
+/// How long a request waits for the database's answer, where there is another.
+const READ: Duration = Duration::from_millis(1500);
 
 /// How long a session that took nothing isn't asked again: one that has lost its connection has another in a moment.
 pub(crate) const DOUBTED: Duration = Duration::from_millis(250);
@@ -64,17 +70,24 @@ impl Directory {
         }
         let version = *self.store.sessions_changed().borrow();
         let before = self.lock().get(membership).cloned();
-        if let Some(known) = &before
-            && known.version == version
-            && known.read.elapsed() < BELIEVED
-        {
-            return known.sessions.clone();
+        if let Some(known) = &before {
+            let changed = known.version != version;
+            let since = known.read.elapsed();
+            if since < if changed { TOGETHER } else { BELIEVED } {
+                return known.sessions.clone();
+            }
         }
-        let before = before.map(|known| known.sessions).unwrap_or_default();
-        let rows = match self.store.sessions_of(membership).await {
-            Ok(rows) => rows,
-            Err(error) => {
+        let (before, doubted) = before
+            .map(|known| (known.sessions, known.doubted))
+            .unwrap_or_default();
+        let rows = match timeout(READ, self.store.sessions_of(membership)).await {
+            Ok(Ok(rows)) => rows,
+            Ok(Err(error)) => {
                 tracing::debug!(%membership, error = &error as &dyn std::error::Error, "not known who holds its sessions");
+                return before;
+            }
+            Err(_) => {
+                tracing::debug!(%membership, "not known within {READ:?} who holds its sessions");
                 return before;
             }
         };
@@ -87,7 +100,7 @@ impl Directory {
             version,
             read: Instant::now(),
             sessions: sessions.clone(),
-            doubted: HashMap::new(),
+            doubted,
         };
         let mut all = self.lock();
         if all.len() >= MOST {

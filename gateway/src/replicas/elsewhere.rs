@@ -7,7 +7,10 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Full, Limited};
 use hyper::{body::Incoming, client::conn::http1, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
-use tokio::{io::copy_bidirectional_with_sizes, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, BufReader, copy_buf, split},
+    time::timeout,
+};
 use towline_proto::{endpoint, names::Membership};
 
 use super::{NOT_HERE, OF_CLIENT, OF_MEMBERSHIP, OF_SESSION, Replicas, peers::Peer};
@@ -23,6 +26,20 @@ use crate::{
 
 /// How long a replica may take to answer an agent that is passed on to it.
 const ANSWER: Duration = Duration::from_secs(10);
+
+/// How long an agent waits for the database's answer who lives.
+const READ: Duration = Duration::from_millis(1500);
+
+/// Where the replica is that holds a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// At this address, as far as is known.
+    At(String),
+    /// It lives, or may live, and can't be reached just now.
+    Unreached,
+    /// There is no such replica, and so no such session.
+    Gone,
+}
 
 /// The longest refusal that is passed back to an agent, in bytes.
 const MAX_REFUSAL: usize = 64 * 1024;
@@ -69,14 +86,19 @@ impl Elsewhere {
     pub(crate) async fn send(
         &self,
         replicas: &Replicas,
-        peer: &Peer,
+        peer: &Arc<Peer>,
         mut message: Message,
         identity: &Arc<Identity>,
     ) -> Result<Answered, Unanswered> {
         message.grant(self.grants.of(identity)?);
         message.address(OF_SESSION, &self.session.id)?;
         message.address(OF_MEMBERSHIP, &self.membership.to_string())?;
-        let answered = message.send(&peer.requests, &peer.closed).await?;
+        let answered = message.send(&peer.requests, &peer.closed).await;
+        if matches!(answered, Err(Unanswered::NotTaken)) {
+            // The replica is going.
+            replicas.peers.done_with(&self.session.replica, peer).await;
+        }
+        let answered = answered?;
         if answered.response.headers().contains_key(NOT_HERE) {
             replicas.directory.doubt(&self.membership, &self.session.id);
             return Err(Unanswered::NotTaken);
@@ -105,7 +127,10 @@ impl Replicas {
         let replica = &to.session.replica;
         let address = self.address_of(replica)?;
         match self.peers.peer(replica, &address).await {
-            Ok(peer) => Some(peer),
+            Ok(peer) => {
+                self.reached(replica);
+                Some(peer)
+            }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "not passed on");
                 self.unreached(replica);
@@ -114,17 +139,29 @@ impl Replicas {
         }
     }
 
-    /// Which other replica holds a session, and where it is reached.
-    pub(crate) async fn holder(
-        &self,
-        membership: &Membership,
-        session: &str,
-    ) -> Option<(String, String)> {
-        let all = self.directory.sessions(membership).await;
-        let found = all.iter().find(|known| known.session.id == session)?;
-        let replica = found.session.replica.clone();
-        let address = self.address_of(&replica)?;
-        Some((replica, address))
+    /// Where another replica is that holds a session, as its agent says.
+    pub(crate) async fn holder(&self, replica: &str) -> Holder {
+        let known = |this: &Self| match this.lock().get(replica) {
+            Some(other) if other.address.is_empty() => Some(Holder::Unreached),
+            Some(other) if other.is_reached() => Some(Holder::At(other.address.clone())),
+            Some(other) if other.is_live() => Some(Holder::Unreached),
+            Some(_) | None => None,
+        };
+        if replica == self.id || !self.store.is_shared() {
+            return Holder::Gone;
+        }
+        if let Some(holder) = known(self) {
+            return holder;
+        }
+        // One that has only just begun, or one that is gone.
+        match timeout(READ, self.store.replicas()).await {
+            Ok(Ok(rows)) => match rows.into_iter().find(|row| row.id == replica) {
+                Some(row) if !row.address.is_empty() => Holder::At(row.address),
+                Some(_) => Holder::Unreached,
+                None => Holder::Gone,
+            },
+            Ok(Err(_)) | Err(_) => Holder::Unreached,
+        }
     }
 }
 
@@ -183,22 +220,32 @@ pub(crate) async fn pass_on(
     gateway.peers.spawn(async move {
         let carry = async {
             let (near, far) = tokio::try_join!(near, far)?;
-            let (mut near, mut far) = (TokioIo::new(near), TokioIo::new(far));
-            let carried =
-                copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER, BUFFER).await;
-            Ok::<_, hyper::Error>(carried)
+            let (near_in, near_out) = split(TokioIo::new(near));
+            let (far_in, far_out) = split(TokioIo::new(far));
+            // A session's connection is done with when either end is.
+            tokio::select! {
+                () = copy(near_in, far_out) => {}
+                () = copy(far_in, near_out) => {}
+            }
+            Ok::<_, hyper::Error>(())
         };
         tokio::select! {
             // The session goes on over another connection, through a replica that stays.
             () = drain.cancelled() => {}
-            carried = carry => match carried {
-                Ok(Ok((up, down))) => tracing::debug!(up, down, "an agent's connection was passed on"),
-                Ok(Err(error)) => tracing::debug!(%error, "an agent's connection that was passed on broke"),
-                Err(error) => tracing::debug!(%error, "an agent's connection could not be passed on"),
+            carried = carry => if let Err(error) = carried {
+                tracing::debug!(%error, "an agent's connection could not be passed on");
             }
         }
     });
     let (head, _) = answer.into_parts();
     let nothing = Empty::new().map_err(|never| match never {});
     Ok(Response::from_parts(head, nothing.boxed_unsync()))
+}
+
+/// Copies until either end is done.
+async fn copy(from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+    let mut from = BufReader::with_capacity(BUFFER, from);
+    if let Err(error) = copy_buf(&mut from, &mut to).await {
+        tracing::debug!(%error, "an agent's connection that was passed on broke");
+    }
 }

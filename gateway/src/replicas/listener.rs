@@ -14,14 +14,14 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use towline_proto::{endpoint, keys::Chains, tunnel};
 
-use super::{OF_CLIENT, ask, identity::Identity, passed};
+use super::{OF_CLIENT, ask, identity::Identity, passed, peers};
 use crate::{agents, app::Gateway, request::Body};
 
 /// How long a handshake may take.
-const TLS_LIMIT: Duration = Duration::from_secs(5);
+const TLS_LIMIT: Duration = Duration::from_secs(2);
 
 /// Handshakes at a time: whoever isn't a replica keeps none from getting in for longer than [`TLS_LIMIT`].
-const HANDSHAKES: usize = 256;
+const HANDSHAKES: usize = 1024;
 
 /// After how long without a byte another replica is asked whether it lives.
 const PING: Duration = Duration::from_secs(5);
@@ -68,7 +68,7 @@ pub async fn run(gateway: Arc<Gateway>, identity: Arc<Identity>, listener: TcpLi
 }
 
 async fn shake(tls: &TlsAcceptor, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-    stream.set_nodelay(true)?;
+    peers::configure(&stream)?;
     tls.accept(stream).await
 }
 

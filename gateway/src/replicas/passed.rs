@@ -8,11 +8,12 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -32,6 +33,13 @@ use crate::{
     request::Body,
     tunnels::{Place, RequestBody, Tunnel, Unanswered},
 };
+
+/// How long a session that has lost its connection is waited for: another takes a moment.
+const RECONNECT: Duration = Duration::from_secs(1);
+
+/// The longest head or trailers that go to another replica, in bytes. In HTTP/2's compression they may be four times as
+/// long, and what is too long for the other end would end the connection with everybody's streams.
+const MAX_HEAD: usize = 128 * 1024;
 
 /// A request with a grant that was verified here.
 #[derive(Debug)]
@@ -53,6 +61,8 @@ enum Stopped {
     /// Nothing was done with the request.
     #[error("the session is not here, or takes no more requests")]
     NotHere,
+    #[error("the answer's head is {0} bytes long; the limit is {MAX_HEAD}")]
+    Head(usize),
     #[error("{0}")]
     Grant(String),
     #[error(transparent)]
@@ -98,19 +108,25 @@ async fn run(
         .ok_or(Stopped::NotHere)?;
     let tunnel = said(OF_SESSION)
         .and_then(|session| gateway.tunnels.session(&membership, session))
-        .filter(|tunnel| tunnel.is_open())
         .ok_or(Stopped::NotHere)?;
+    if !tunnel.opened_within(RECONNECT).await {
+        return Err(Stopped::NotHere);
+    }
     let passed = verify(chains, &tunnel, request, gateway.clock.unix())?;
     let (response, place) = tunnel.pass(passed).await?;
     let (mut head, body) = response.into_parts();
+    let size = size(&head.headers);
+    if size > MAX_HEAD {
+        return Err(Stopped::Head(size));
+    }
     // Whatever the cluster says of replicas is its own invention.
     for name in [NOT_HERE, OF_MEMBERSHIP, OF_SESSION] {
         head.headers.remove(name);
     }
-    let body = Holding {
-        body: IntoTunnel::new(FromTunnel(body)),
+    let body = IntoTunnel::new(Holding {
+        body: FromTunnel(body),
         _place: place,
-    };
+    });
     Ok(Response::from_parts(head, body.boxed_unsync()))
 }
 
@@ -157,6 +173,7 @@ fn stop(stopped: &Stopped) -> Response<Body> {
     let code = match stopped {
         Stopped::NotHere | Stopped::Tunnel(Refused::AgentLost) => wire::Refusal::Draining,
         Stopped::Grant(_) => wire::Refusal::Assertion,
+        Stopped::Head(_) => wire::Refusal::Upstream,
         Stopped::Tunnel(Refused::Header(_) | Refused::Path(_)) => wire::Refusal::Malformed,
         Stopped::Tunnel(_) => wire::Refusal::Overloaded,
     };
@@ -169,6 +186,14 @@ fn stop(stopped: &Stopped) -> Response<Body> {
         headers.insert(NOT_HERE, HeaderValue::from_static("1"));
     }
     response
+}
+
+/// What a head or trailers come to, in bytes.
+fn size(headers: &HeaderMap) -> usize {
+    headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 32)
+        .sum()
 }
 
 /// An answer that holds its request's place in the tunnel.
@@ -185,7 +210,18 @@ impl<B: HttpBody<Data = Bytes, Error = Aborted> + Unpin> HttpBody for Holding<B>
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let long = |frame: &Frame<Bytes>| {
+            frame
+                .trailers_ref()
+                .is_some_and(|trailers| size(trailers) > MAX_HEAD)
+        };
+        Poll::Ready(match frame {
+            Some(Ok(frame)) if long(&frame) => Some(Err(Aborted(
+                "the answer's trailers are too long".to_owned(),
+            ))),
+            frame => frame,
+        })
     }
 
     fn is_end_stream(&self) -> bool {

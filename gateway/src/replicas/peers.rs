@@ -10,7 +10,11 @@ use std::{
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use tokio::{net::TcpStream, time::timeout};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use towline_proto::tunnel;
@@ -21,8 +25,12 @@ use crate::tunnels::RequestBody;
 /// How long a replica may take to answer a dial. One that is gone and doesn't say so costs as much.
 const DIAL: Duration = Duration::from_secs(2);
 
-/// After how long without a byte a replica is asked whether it lives, and how long it may think about it.
-const PING: Duration = Duration::from_secs(2);
+/// After how long without a byte a replica is asked whether it lives, and how long it may think about it: all streams
+/// between two replicas end with a connection.
+const PING: Duration = Duration::from_secs(5);
+
+/// How long a connection may leave bytes unacknowledged.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
 /// Why a replica isn't reached.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +67,14 @@ pub(super) struct Peers {
     known: Mutex<HashMap<String, Slot>>,
 }
 
-type Slot = Arc<tokio::sync::Mutex<Option<Arc<Peer>>>>;
+type Slot = Arc<tokio::sync::Mutex<Tried>>;
+
+/// What became of the last dial.
+#[derive(Debug, Default)]
+struct Tried {
+    peer: Option<Arc<Peer>>,
+    failed: Option<Instant>,
+}
 
 impl fmt::Debug for Peers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -87,12 +102,34 @@ impl Peers {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(known.entry(replica.to_owned()).or_default())
         };
+        let came = Instant::now();
         let mut slot = slot.lock().await;
-        if let Some(peer) = &*slot
+        if let Some(peer) = &slot.peer
             && !peer.closed.is_cancelled()
         {
             return Ok(Arc::clone(peer));
         }
+        // Who has waited for a dial that failed doesn't try it again.
+        if slot.failed.is_some_and(|failed| failed >= came) {
+            return Err(Unreachable::Dial {
+                replica: replica.to_owned(),
+                address: address.to_owned(),
+                source: io::ErrorKind::TimedOut.into(),
+            });
+        }
+        slot.failed = Some(Instant::now());
+        let dialed = self.dial_for_requests(replica, address).await;
+        slot.failed = dialed.is_err().then(Instant::now);
+        let peer = dialed?;
+        slot.peer = Some(Arc::clone(&peer));
+        Ok(peer)
+    }
+
+    async fn dial_for_requests(
+        &self,
+        replica: &str,
+        address: &str,
+    ) -> Result<Arc<Peer>, Unreachable> {
         let failed = |source| Unreachable::Dial {
             replica: replica.to_owned(),
             address: address.to_owned(),
@@ -119,9 +156,25 @@ impl Peers {
                 }
             }
         });
-        let peer = Arc::new(Peer { requests, closed });
-        *slot = Some(Arc::clone(&peer));
-        Ok(peer)
+        Ok(Arc::new(Peer { requests, closed }))
+    }
+
+    /// A connection that takes nothing more: the next request gets another.
+    pub(super) async fn done_with(&self, replica: &str, peer: &Arc<Peer>) {
+        let slot = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.get(replica).cloned()
+        };
+        if let Some(slot) = slot {
+            let mut slot = slot.lock().await;
+            if slot
+                .peer
+                .as_ref()
+                .is_some_and(|known| Arc::ptr_eq(known, peer))
+            {
+                slot.peer = None;
+            }
+        }
     }
 
     /// A connection of its own to a replica, for HTTP/1.1.
@@ -139,7 +192,7 @@ impl Peers {
         for slot in known.values() {
             // Who holds it is about to dial, and has no stream yet.
             if let Ok(slot) = slot.try_lock()
-                && let Some(peer) = &*slot
+                && let Some(peer) = &slot.peer
             {
                 peer.closed.cancel();
             }
@@ -153,6 +206,16 @@ impl Peers {
     }
 }
 
+/// For a connection between replicas, at both ends.
+pub(super) fn configure(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(PING).with_interval(PING))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    Ok(())
+}
+
 async fn dial(
     config: &Arc<ClientConfig>,
     replica: &str,
@@ -161,7 +224,7 @@ async fn dial(
     let name = Identity::name(replica).ok_or_else(|| Unreachable::Name(replica.to_owned()))?;
     let dialing = async {
         let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
+        configure(&stream)?;
         TlsConnector::from(Arc::clone(config))
             .connect(name, stream)
             .await

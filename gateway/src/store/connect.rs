@@ -18,6 +18,9 @@ use super::{Database, StoreError, database::IN_MEMORY};
 /// Connections that read at a time; requests read from memory.
 const READERS: u32 = 4;
 
+/// Streams whose places are being taken at a time.
+const CLAIMS: u32 = 4;
+
 /// How long a query waits for a connection.
 const ACQUIRE: Duration = Duration::from_secs(10);
 
@@ -44,6 +47,10 @@ pub(super) struct Pools {
     pub reader: AnyPool,
     /// One connection: writers take turns.
     pub writer: AnyPool,
+    /// One connection that a replica says with that it lives, whatever else waits.
+    pub beat: AnyPool,
+    /// For places of streams, which wait for each other's and keep nobody else from reading.
+    pub claims: AnyPool,
 }
 
 impl Pools {
@@ -76,6 +83,8 @@ impl Pools {
         let pools = Self {
             reader: pool(READERS),
             writer: pool(1),
+            beat: pool(1),
+            claims: pool(CLAIMS),
         };
         Ok((pools, first))
     }
@@ -106,6 +115,8 @@ impl Pools {
             .connect_lazy_with(options);
         let pools = Self {
             reader: pool.clone(),
+            beat: pool.clone(),
+            claims: pool.clone(),
             writer: pool,
         };
         Ok((database, pools, first))
@@ -114,14 +125,16 @@ impl Pools {
     /// Connects as `url` says from now on: the password may be another.
     pub(super) fn set_url(&self, url: &Url) -> Result<(), sqlx::Error> {
         let options: AnyConnectOptions = url.as_str().parse()?;
-        self.reader.set_connect_options(options.clone());
-        self.writer.set_connect_options(options);
+        for pool in [&self.reader, &self.writer, &self.beat, &self.claims] {
+            pool.set_connect_options(options.clone());
+        }
         Ok(())
     }
 
     pub(super) async fn close(&self) {
-        self.reader.close().await;
-        self.writer.close().await;
+        for pool in [&self.reader, &self.writer, &self.beat, &self.claims] {
+            pool.close().await;
+        }
     }
 }
 

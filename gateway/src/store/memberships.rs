@@ -307,21 +307,22 @@ impl Store {
     }
 
     /// Notes that an agent's session has begun and what it told; its registration token is used up for good. `false`
-    /// where there is no such membership.
+    /// where the membership has no agent of this key.
     pub(super) async fn agent_connected(
         &self,
         transaction: &mut Transaction,
-        membership: &Membership,
         hello: &Hello,
+        agent: PublicKey,
         now: u64,
     ) -> Result<bool, StoreError> {
+        let membership = &hello.membership;
         // What an agent couldn't find out this time was perhaps known before.
         let known = sqlx::query(
             "UPDATE memberships SET key_used = 1, agent_version = $4, \
              kubernetes_version = CASE WHEN $5 = '' THEN kubernetes_version ELSE $5 END, \
              external_id = CASE WHEN $6 = '' THEN external_id ELSE $6 END, \
              connected_since = COALESCE(connected_since, $7), disconnected_since = NULL \
-             WHERE project = $1 AND location = $2 AND name = $3",
+             WHERE project = $1 AND location = $2 AND name = $3 AND public_key = $8",
         )
         .bind(membership.project.as_str())
         .bind(membership.location.as_str())
@@ -330,9 +331,13 @@ impl Store {
         .bind(&hello.kubernetes_version)
         .bind(&hello.external_id)
         .bind(sql(now))
+        .bind(agent.to_string())
         .execute(&mut **transaction)
         .answered(self)
         .await?;
+        if known.rows_affected() == 0 {
+            return Ok(false);
+        }
         self.execute_on(
             transaction,
             "DELETE FROM registration_tokens \
@@ -340,7 +345,7 @@ impl Store {
             membership,
         )
         .await?;
-        Ok(known.rows_affected() > 0)
+        Ok(true)
     }
 
     async fn read_membership(

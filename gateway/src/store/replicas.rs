@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use sqlx::Row as _;
-use towline_proto::{handshake::Hello, names::Membership};
+use towline_proto::{handshake::Hello, jws::PublicKey, names::Membership};
 
 use crate::keys::Published;
 
@@ -31,6 +31,30 @@ pub struct SessionRow {
     pub replica: String,
     /// Whether it has a connection.
     pub up: bool,
+}
+
+/// How a session is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It takes requests.
+    Up,
+    /// It waits for a connection, or takes no more requests.
+    Down,
+    /// It has ended.
+    Over,
+}
+
+/// A session to be noted.
+#[derive(Debug, Clone, Copy)]
+pub struct Noted<'a> {
+    /// Which.
+    pub session: &'a str,
+    /// What its agent told.
+    pub hello: &'a Hello,
+    /// The agent's key.
+    pub agent: PublicKey,
+    /// How it is.
+    pub state: State,
 }
 
 impl Store {
@@ -77,7 +101,7 @@ impl Store {
         beat: u64,
         draining: bool,
     ) -> Result<bool, StoreError> {
-        let mut transaction = self.begin().await?;
+        let mut transaction = self.unordered(&self.inner.pools.beat).await?;
         let moved = sqlx::query("UPDATE replicas SET beat = $2, draining = $3 WHERE id = $1")
             .bind(id)
             .bind(sql(beat))
@@ -140,73 +164,67 @@ impl Store {
         self.commit(transaction, Concern::Sessions).await
     }
 
-    /// Notes that a session has a connection and what its agent told; the registration token is used up for good.
+    /// Notes how sessions of one replica are, many at once. Of one that takes requests, what its agent told is noted,
+    /// too, and its registration token is used up for good.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn session_up(
+    pub async fn note_sessions(
         &self,
         replica: &str,
-        session: &str,
-        (membership, hello): (&Membership, &Hello),
+        sessions: &[Noted<'_>],
         now: u64,
     ) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        let known = self
-            .agent_connected(&mut transaction, membership, hello, now)
-            .await?;
-        // A membership that was just deleted has no sessions; this one is about to end.
-        if known {
+        for noted in sessions {
+            let Membership {
+                project,
+                location,
+                id,
+            } = &noted.hello.membership;
+            if noted.state == State::Up {
+                // A membership that was deleted, or has another agent by now: the session is about to end.
+                if self
+                    .agent_connected(&mut transaction, noted.hello, noted.agent, now)
+                    .await?
+                {
+                    sqlx::query(
+                        "INSERT INTO sessions (id, replica, project, location, name, up) \
+                         VALUES ($1, $2, $3, $4, $5, 1) ON CONFLICT (id) DO UPDATE SET up = 1",
+                    )
+                    .bind(noted.session)
+                    .bind(replica)
+                    .bind(project.as_str())
+                    .bind(location.as_str())
+                    .bind(id.as_str())
+                    .execute(&mut *transaction)
+                    .answered(self)
+                    .await?;
+                }
+                continue;
+            }
+            let change = match noted.state {
+                State::Over => "DELETE FROM sessions WHERE id = $1",
+                _ => "UPDATE sessions SET up = 0 WHERE id = $1",
+            };
+            sqlx::query(change)
+                .bind(noted.session)
+                .execute(&mut *transaction)
+                .answered(self)
+                .await?;
             sqlx::query(
-                "INSERT INTO sessions (id, replica, project, location, name, up) VALUES ($1, $2, $3, $4, $5, 1) \
-                 ON CONFLICT (id) DO UPDATE SET up = 1",
+                "UPDATE memberships SET connected_since = NULL, disconnected_since = $4 \
+                 WHERE project = $1 AND location = $2 AND name = $3 AND connected_since IS NOT NULL AND NOT EXISTS \
+                 (SELECT 1 FROM sessions WHERE project = $1 AND location = $2 AND name = $3 AND up = 1)",
             )
-            .bind(session)
-            .bind(replica)
-            .bind(membership.project.as_str())
-            .bind(membership.location.as_str())
-            .bind(membership.id.as_str())
+            .bind(project.as_str())
+            .bind(location.as_str())
+            .bind(id.as_str())
+            .bind(sql(now))
             .execute(&mut *transaction)
             .answered(self)
             .await?;
         }
-        self.commit(transaction, Concern::Sessions).await
-    }
-
-    /// Notes that a session has no connection, or with `over` that it has ended.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub async fn session_down(
-        &self,
-        session: &str,
-        membership: &Membership,
-        over: bool,
-        now: u64,
-    ) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        let change = if over {
-            "DELETE FROM sessions WHERE id = $1"
-        } else {
-            "UPDATE sessions SET up = 0 WHERE id = $1"
-        };
-        sqlx::query(change)
-            .bind(session)
-            .execute(&mut *transaction)
-            .answered(self)
-            .await?;
-        sqlx::query(
-            "UPDATE memberships SET connected_since = NULL, disconnected_since = $4 \
-             WHERE project = $1 AND location = $2 AND name = $3 AND connected_since IS NOT NULL AND NOT EXISTS \
-             (SELECT 1 FROM sessions WHERE project = $1 AND location = $2 AND name = $3 AND up = 1)",
-        )
-        .bind(membership.project.as_str())
-        .bind(membership.location.as_str())
-        .bind(membership.id.as_str())
-        .bind(sql(now))
-        .execute(&mut *transaction)
-        .answered(self)
-        .await?;
         self.commit(transaction, Concern::Sessions).await
     }
 

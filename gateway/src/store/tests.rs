@@ -454,11 +454,31 @@ async fn of_many_keys_at_once_one_is_enrolled(on: On) {
     );
 }
 
+/// A session of the membership's agent, which is enrolled if it wasn't.
+async fn note(store: &Store, replica: &str, session: &str, state: State, hello: &Hello, now: u64) {
+    let row = store.membership(&edge()).await.unwrap();
+    let agent = match row.and_then(|row| row.public_key) {
+        Some(agent) => agent,
+        None => {
+            let agent = KeyPair::generate().unwrap().public();
+            // There may be no membership any more.
+            drop(store.redeem(&edge(), "t", agent, NOW).await);
+            agent
+        }
+    };
+    let noted = Noted {
+        session,
+        hello,
+        agent,
+        state,
+    };
+    store.note_sessions(replica, &[noted], now).await.unwrap();
+}
+
 /// A session at the replica `r` is up.
 async fn up(store: &Store, session: &str, hello: &Hello, now: u64) {
     store.replica_beats("r", "", 1, false).await.unwrap();
-    let told = (&edge(), hello);
-    store.session_up("r", session, told, now).await.unwrap();
+    note(store, "r", session, State::Up, hello, now).await;
 }
 
 async fn replicas_and_their_sessions_are_known(on: On) {
@@ -469,8 +489,7 @@ async fn replicas_and_their_sessions_are_known(on: On) {
         .unwrap();
     store.replica_joins("q", "q:1", NOW).await.unwrap();
     up(&store, "s1", &hello("v1"), NOW).await;
-    let told = (&edge(), &hello("v1"));
-    store.session_up("q", "s2", told, NOW).await.unwrap();
+    note(&store, "q", "s2", State::Up, &hello("v1"), NOW).await;
     let mut changed = store.sessions_changed();
     // A beat is no news.
     assert!(!store.replica_beats("q", "q:1", 7, true).await.unwrap());
@@ -490,10 +509,7 @@ async fn replicas_and_their_sessions_are_known(on: On) {
         .collect();
     assert_eq!(told, [("q", "q:1", 7, true), ("r", "", 1, false)]);
 
-    store
-        .session_down("s2", &edge(), false, NOW + 1)
-        .await
-        .unwrap();
+    note(&store, "q", "s2", State::Down, &hello("v1"), NOW + 1).await;
     assert!(changed.has_changed().unwrap());
     changed.mark_unchanged();
     let sessions = async || {
@@ -533,10 +549,18 @@ async fn replicas_and_their_sessions_are_known(on: On) {
         Some(NOW + 2)
     );
     assert!(store.replica_beats("r", "", 2, false).await.unwrap());
+    // Somebody else's key by now.
+    let noted = Noted {
+        session: "s4",
+        hello: &hello("v1"),
+        agent: KeyPair::generate().unwrap().public(),
+        state: State::Up,
+    };
+    store.note_sessions("q", &[noted], NOW).await.unwrap();
+    assert_eq!(sessions().await, [row("s2", "q", false)]);
     store.delete_membership(&edge()).await.unwrap();
     assert_eq!(sessions().await, []);
-    let told = (&edge(), &hello("v1"));
-    store.session_up("r", "s3", told, NOW).await.unwrap();
+    note(&store, "r", "s3", State::Up, &hello("v1"), NOW).await;
     assert_eq!(sessions().await, []);
 }
 
@@ -588,10 +612,8 @@ async fn a_membership_tells_since_when(on: On) {
     // As long as one of them is up.
     for (session, at, over) in [("s1", NOW + 3, true), ("s2", NOW + 3, false)] {
         assert_eq!(row().await.connected_since, Some(NOW + 1));
-        store
-            .session_down(session, &edge(), over, at)
-            .await
-            .unwrap();
+        let state = if over { State::Over } else { State::Down };
+        note(&store, "r", session, state, &hello("v1"), at).await;
     }
     assert_eq!(
         (row().await.connected_since, row().await.disconnected_since),
@@ -789,6 +811,7 @@ async fn whoever_listens_hears_of_what_concerns_rights_and_reads_the_new(on: On)
         .await
         .unwrap();
     assert!(changes.has_changed().unwrap());
+    note(&store, "r", "none", State::Down, &hello("v1"), NOW).await;
     changes.mark_unchanged();
     up(&store, "sW", &hello("v1"), NOW).await;
     assert!(

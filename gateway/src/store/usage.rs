@@ -108,7 +108,7 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn say_paces(&self, replica: &str, paces: &[UsageRow]) -> Result<(), StoreError> {
-        let mut transaction = self.unordered().await?;
+        let mut transaction = self.unordered(&self.inner.pools.claims).await?;
         sqlx::query("DELETE FROM quota_usage WHERE replica = $1 AND quota = $2")
             .bind(replica)
             .bind(Quota::RequestsPerMinute.name())
@@ -210,7 +210,7 @@ impl Store {
 
     /// A transaction that others on the same project wait for, and no other writer.
     async fn turn(&self, project: &Project) -> Result<Transaction, StoreError> {
-        let mut transaction = self.unordered().await?;
+        let mut transaction = self.unordered(&self.inner.pools.claims).await?;
         sqlx::query("SELECT 1 FROM projects WHERE name = $1 FOR NO KEY UPDATE")
             .bind(project.as_str())
             .execute(&mut *transaction)

@@ -18,6 +18,9 @@ use towline_proto::{
 use super::text;
 use crate::{authn::Identity, clock::Clock, error::Refused, keys::Keys};
 
+/// How far the clock of the replica that holds a session may be from this one's, in seconds.
+const EARLY: u64 = 20;
+
 /// Signs the grants of one session.
 #[derive(Debug)]
 pub(crate) struct Grants {
@@ -64,19 +67,32 @@ impl Grants {
         }
     }
 
+    /// How many seconds a grant has to be good for still.
+    const fn least_left(&self) -> u64 {
+        match self.believed {
+            Some(_) => GRANT_SECONDS / 2,
+            None => EARLY,
+        }
+    }
+
     /// A grant for this identity, signed anew only when the last one is past half its time.
     pub(crate) fn of(&self, identity: &Arc<Identity>) -> Result<Granted, Refused> {
         let now = self.clock.unix();
         let principal = identity.principal.to_string();
         let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = signed.get(&principal)
-            && last.exp > now + GRANT_SECONDS / 2
+            && last.exp > now + self.least_left()
             && last.identity == *identity
         {
             return Ok(last.granted.clone());
         }
         signed.retain(|_, signed| signed.exp > now);
-        let exp = now + GRANT_SECONDS;
+        // Another replica's clock may be behind or ahead, and the agent goes by that one.
+        let from = match self.believed {
+            Some(_) => now,
+            None => now.saturating_sub(EARLY),
+        };
+        let exp = from + GRANT_SECONDS;
         let grant = Grant {
             membership: self.membership.clone(),
             session: self.session.clone(),
@@ -85,7 +101,7 @@ impl Grants {
             uid: identity.uid.clone(),
             groups: identity.groups.clone(),
             extra: identity.extra.clone(),
-            iat: now,
+            iat: from,
             exp,
         };
         let (key, chain) = self.keys.signing_with_chain();

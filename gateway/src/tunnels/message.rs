@@ -14,7 +14,7 @@ use towline_proto::{
     wire,
 };
 
-use super::{Granted, text};
+use super::{Granted, repeatable::Shared, text};
 use crate::{
     assert::{self, Fault, Outbound},
     error::Refused,
@@ -31,8 +31,20 @@ pub(crate) struct Message {
     /// What is written into the body, for an upgrade.
     outgoing: Option<body::Sender>,
     fault: Fault,
-    /// Nothing of it is gone with the first try: it has no body of the caller's.
-    repeatable: bool,
+    again: Again,
+}
+
+/// What another try takes.
+#[derive(Debug)]
+enum Again {
+    /// There is no body.
+    Nothing,
+    /// Nothing is written into an upgrade's body before its answer.
+    Upgrade,
+    /// The caller's body, as much as was sent of it.
+    Body(Shared),
+    /// It can't be tried again.
+    Never,
 }
 
 /// Why there is no answer.
@@ -85,17 +97,26 @@ impl Message {
         if let Some(nested) = &nested {
             headers.insert(wire::NESTED, text(nested)?);
         }
-        let repeatable = caller.is_empty();
-        let (body, outgoing, method) = match assert::upgrade(&target.kind) {
+        let (body, outgoing, method, again) = match assert::upgrade(&target.kind) {
             Some(protocol) => {
                 headers.insert(wire::UPGRADE, text(protocol)?);
                 headers.insert(wire::METHOD, text(method.as_str())?);
                 headers.remove(http::header::CONTENT_LENGTH);
                 let (outgoing, channel) = body::channel();
-                (channel.boxed_unsync(), Some(outgoing), Method::POST)
+                let body = channel.boxed_unsync();
+                (body, Some(outgoing), Method::POST, Again::Upgrade)
             }
-            None if repeatable => (nothing(), None, method),
-            None => (caller.boxed_unsync(), None, method),
+            None if caller.is_empty() => (nothing(), None, method, Again::Nothing),
+            None => {
+                let shared = Shared::new(caller);
+                let body = shared.sending().map(|body| body.boxed_unsync());
+                (
+                    body.unwrap_or_else(nothing),
+                    None,
+                    method,
+                    Again::Body(shared),
+                )
+            }
         };
         let uri = Uri::builder()
             .scheme("https")
@@ -109,36 +130,29 @@ impl Message {
         *request.headers_mut() = headers;
         let message = Self {
             request,
-            repeatable: repeatable || outgoing.is_some(),
             outgoing,
             fault,
+            again,
         };
         Ok((message, lease))
     }
 
-    /// The same once more, if the first try takes nothing of it.
-    pub(crate) fn again(&self) -> Option<Self> {
-        if !self.repeatable {
-            return None;
-        }
-        // Nothing is written into an upgrade's body before its answer.
-        let (body, outgoing) = match self.outgoing {
-            Some(_) => {
-                let (outgoing, channel) = body::channel();
-                (channel.boxed_unsync(), Some(outgoing))
-            }
-            None => (nothing(), None),
-        };
-        let mut request = Request::new(body);
-        request.method_mut().clone_from(self.request.method());
-        request.uri_mut().clone_from(self.request.uri());
-        request.headers_mut().clone_from(self.request.headers());
-        Some(Self {
-            request,
-            outgoing,
+    /// What the same takes once more.
+    pub(crate) fn spare(&self) -> Spare {
+        let mut head = Request::new(());
+        head.method_mut().clone_from(self.request.method());
+        head.uri_mut().clone_from(self.request.uri());
+        head.headers_mut().clone_from(self.request.headers());
+        Spare {
+            head,
+            again: match &self.again {
+                Again::Nothing => Again::Nothing,
+                Again::Upgrade => Again::Upgrade,
+                Again::Body(shared) => Again::Body(shared.clone()),
+                Again::Never => Again::Never,
+            },
             fault: Arc::clone(&self.fault),
-            repeatable: true,
-        })
+        }
     }
 
     /// Says in whose name it is, to the agent of one session.
@@ -157,7 +171,7 @@ impl Message {
             request,
             outgoing: None,
             fault: Fault::default(),
-            repeatable: false,
+            again: Again::Never,
         }
     }
 
@@ -245,6 +259,42 @@ fn not_taken(error: &hyper::Error) -> bool {
 
 fn nothing() -> RequestBody {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A request that may have to be sent again.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    head: Request<()>,
+    again: Again,
+    fault: Fault,
+}
+
+impl Spare {
+    /// The request once more; `None` if something of it is gone.
+    pub(crate) fn again(self) -> Option<Message> {
+        let (body, outgoing) = match &self.again {
+            Again::Nothing => (nothing(), None),
+            Again::Upgrade => {
+                let (outgoing, channel) = body::channel();
+                (channel.boxed_unsync(), Some(outgoing))
+            }
+            Again::Body(shared) => (shared.sending()?.boxed_unsync(), None),
+            Again::Never => return None,
+        };
+        Some(Message {
+            request: self.head.map(|()| body),
+            outgoing,
+            fault: self.fault,
+            again: self.again,
+        })
+    }
+
+    /// There is an answer.
+    pub(crate) fn answered(self) {
+        if let Again::Body(shared) = self.again {
+            shared.answered();
+        }
+    }
 }
 
 /// A header of our own; empty where there is none.

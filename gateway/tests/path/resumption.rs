@@ -96,6 +96,7 @@ impl Agent {
     async fn resume(&self, world: &World) -> Result<u64, (StatusCode, String)> {
         let (generation, position) = self.lose();
         let asked = Resumption {
+            replica: &self.opened.replica,
             session: self.handle.id(),
             key: &self.opened.resumption,
             generation,
@@ -177,6 +178,7 @@ async fn what_does_not_prove_to_be_the_session_goes_on_with_nothing() {
     let mut stream = world.as_user("alice").upgrade(exec("/exec")).await;
     said_and_heard(&mut stream).await;
     let asked = |session, key, generation| Resumption {
+        replica: &agent.opened.replica,
         session,
         key,
         generation,
@@ -230,6 +232,7 @@ async fn a_position_that_cannot_be_ends_the_session() {
     let mut stream = world.as_user("alice").upgrade(exec("/exec")).await;
     said_and_heard(&mut stream).await;
     let asked = Resumption {
+        replica: &agent.opened.replica,
         session: agent.handle.id(),
         key: &agent.opened.resumption,
         generation: 1,

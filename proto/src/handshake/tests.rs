@@ -186,6 +186,7 @@ fn asking(agent: &KeyPair, gateway: &Gateway, asked: &Resumption<'_>) -> (Openin
 fn both_ends_prove_that_they_know_the_session_to_go_on_with() {
     let (gateway, agent, opened, accepted) = session();
     let asked = Resumption {
+        replica: &opened.replica,
         session: &opened.session,
         key: &opened.resumption,
         generation: 3,
@@ -244,6 +245,7 @@ fn both_ends_prove_that_they_know_the_session_to_go_on_with() {
 fn what_an_agent_proves_of_a_session_is_good_for_that_alone() {
     let (gateway, agent, opened, accepted) = session();
     let asked = Resumption {
+        replica: &opened.replica,
         session: &opened.session,
         key: &opened.resumption,
         generation: 3,
