@@ -14,6 +14,7 @@ mod across {
 
     use std::time::Duration;
 
+    use bytes::Bytes;
     use http::StatusCode;
     use http_body_util::BodyExt as _;
     use serde_json::json;
@@ -27,7 +28,7 @@ mod across {
             leases::{agent, exec},
             world::{World, bounded, membership},
         },
-        get, status_object,
+        get, status_object, text,
     };
 
     #[tokio::test]
@@ -127,6 +128,87 @@ mod across {
         assert_eq!(told["sessions"], 1, "{told}");
         drop(streams);
         world.nothing_held("alice", "streams that were told").await;
+    }
+
+    #[tokio::test]
+    async fn what_nobody_has_taken_goes_another_way_whole_and_once() {
+        let world = World::start_with("session_grace = '60s'").await;
+        let (tell, mut bodies) = tokio::sync::mpsc::unbounded_channel();
+        for _ in 0..2 {
+            let tell = tell.clone();
+            let serve = move |request: hyper::Request<hyper::body::Incoming>, _| {
+                let tell = tell.clone();
+                async move {
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    tell.send(body).unwrap();
+                    text("taken")
+                }
+            };
+            world.agent(serve).await;
+        }
+        world.known(2).await;
+        let alice = world.as_user("alice");
+        assert_eq!(alice.http1(get("/api")).await.status(), StatusCode::OK);
+        bounded(bodies.recv()).await.unwrap();
+        // Callers' replica hears of it a second later.
+        world.cut_first();
+        for size in [1, 1_000, 200_000] {
+            let whole = Bytes::from(vec![b'x'; size]);
+            let (answer, mut body) = alice.upload("/api/v1/pods").await;
+            double::own({
+                let whole = whole.clone();
+                async move {
+                    body.reserve_capacity(whole.len());
+                    body.send_data(whole, true).unwrap();
+                    // Until all of it is on its way.
+                    drop(std::future::poll_fn(|cx| body.poll_reset(cx)).await);
+                }
+            });
+            assert_eq!(
+                bounded(answer).await.unwrap().status(),
+                StatusCode::OK,
+                "{size}"
+            );
+            assert_eq!(bounded(bodies.recv()).await.unwrap(), whole);
+            assert!(bodies.try_recv().is_err(), "it came twice");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_too_long_for_another_replica_ends_nobody_elses_stream() {
+        let world = World::start().await;
+        world
+            .agent(
+                |request: hyper::Request<hyper::body::Incoming>, _| async move {
+                    let mut answer = text("short");
+                    if request.uri().path() == "/long" {
+                        // Each octet takes 28 bits in HTTP/2's compression.
+                        let value = vec![0xf9; 4_000];
+                        for n in 0..60 {
+                            let name: http::HeaderName = format!("x-{n}").parse().unwrap();
+                            let value = http::HeaderValue::from_bytes(&value).unwrap();
+                            answer.headers_mut().insert(name, value);
+                        }
+                    }
+                    if request.uri().query().is_some() {
+                        let (sender, channel) = towline_proto::body::channel();
+                        std::mem::forget(sender);
+                        return http::Response::new(channel.map_err(Into::into).boxed_unsync());
+                    }
+                    answer
+                },
+            )
+            .await;
+        let alice = world.as_user("alice");
+        let mut watch = alice.http1(get("/api/v1/pods?watch=1")).await.into_body();
+        let refused = alice.http1(get("/long")).await;
+        assert_eq!(refused.status(), StatusCode::BAD_GATEWAY);
+        let message = status_object(refused).await;
+        let message = message["message"].as_str().unwrap();
+        assert!(message.contains("the answer's head is"), "{message}");
+        assert_eq!(alice.http1(get("/api")).await.status(), StatusCode::OK);
+        let waiting = tokio::time::timeout(Duration::from_millis(50), watch.frame());
+        assert!(waiting.await.is_err(), "the watch has ended");
     }
 
     #[tokio::test]

@@ -289,6 +289,12 @@ impl World {
             .map_or(&self.running, |(running, _)| running)
     }
 
+    /// Cuts the connection of the session that began first.
+    #[allow(dead_code, reason = "of several replicas alone")]
+    pub(crate) fn cut_first(&self) {
+        self.agents.lock().unwrap().remove(0);
+    }
+
     /// Cuts every agent's connection.
     pub(crate) fn cut_agents(&self) {
         self.agents.lock().unwrap().clear();
