@@ -21,6 +21,7 @@ mod mint;
 mod page;
 mod password;
 mod token;
+mod verified;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -36,6 +37,7 @@ use crate::{agents::OWN_ANSWER, app::Gateway, audit, config::Config, request::Bo
 use attempts::Attempts;
 use form::Form;
 use password::Passwords;
+use verified::{Known, Verified};
 
 /// How long a code that sets a password is good for, in seconds.
 pub const CODE_SECONDS: u64 = 24 * 3600;
@@ -55,6 +57,7 @@ pub struct State {
     attempts: Attempts,
     redemptions: Attempts,
     passwords: Passwords,
+    verified: Verified,
 }
 
 impl State {
@@ -213,6 +216,21 @@ pub fn verify_access_token(gateway: &Gateway, token: &str) -> Result<AccessToken
     if token.len() > MAX_TOKEN {
         return Err(TokenError::Malformed);
     }
+    let now = gateway.clock.unix();
+    let verified = &gateway.login.verified;
+    let known = verified
+        .recall(token)
+        .filter(|known| gateway.keys.token_key(&known.key).is_some());
+    if let Some(known) = known {
+        check_time(known.from, known.token.expires, now)?;
+        return Ok(known.token.clone());
+    }
+    let known = Arc::new(verify_anew(gateway, token, now)?);
+    verified.remember(token, Arc::clone(&known), now);
+    Ok(known.token.clone())
+}
+
+fn verify_anew(gateway: &Gateway, token: &str, now: u64) -> Result<Known, TokenError> {
     let header = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Malformed)?;
     // Looked at before the signature only to say more than that the key is unknown.
     let claimed = jsonwebtoken::dangerous::insecure_decode::<serde_json::Value>(token)
@@ -225,32 +243,38 @@ pub fn verify_access_token(gateway: &Gateway, token: &str) -> Result<AccessToken
     if claimed != issuer(&gateway.config) {
         return Err(TokenError::Issuer(claimed.chars().take(200).collect()));
     }
-    let key = header
-        .kid
-        .and_then(|kid| gateway.keys.token_key(&kid))
-        .ok_or(TokenError::Signature)?;
+    let kid = header.kid.ok_or(TokenError::Signature)?;
+    let key = gateway.keys.token_key(&kid).ok_or(TokenError::Signature)?;
     let claims: Claims = key
         .verify(Kind::AccessToken, token)
         .map_err(|_| TokenError::Signature)?;
-    let now = gateway.clock.unix();
-    if now >= claims.exp {
+    let from = claims.nbf.unwrap_or_default().max(claims.iat);
+    check_time(from, claims.exp, now)?;
+    let audience = audience(&gateway.config, &claims.aud)
+        .ok_or_else(|| TokenError::Audience(claims.aud.chars().take(300).collect()))?;
+    Ok(Known {
+        key: kid,
+        from,
+        token: AccessToken {
+            subject: claims.sub,
+            sign_in: claims.sid,
+            audience,
+            expires: claims.exp,
+        },
+    })
+}
+
+const fn check_time(from: u64, expires: u64, now: u64) -> Result<(), TokenError> {
+    if now >= expires {
         return Err(TokenError::Expired {
-            expired: claims.exp,
+            expired: expires,
             now,
         });
     }
-    let from = claims.nbf.unwrap_or_default().max(claims.iat);
     if from > now.saturating_add(CLOCK_SECONDS) {
         return Err(TokenError::NotYet { from, now });
     }
-    let audience = audience(&gateway.config, &claims.aud)
-        .ok_or_else(|| TokenError::Audience(claims.aud.chars().take(300).collect()))?;
-    Ok(AccessToken {
-        subject: claims.sub,
-        sign_in: claims.sid,
-        audience,
-        expires: claims.exp,
-    })
+    Ok(())
 }
 
 /// Verifies an access token of this gateway, of whichever replica.

@@ -245,6 +245,26 @@ async fn a_sign_in_gives_a_token_for_the_gateway() {
 }
 
 #[tokio::test]
+async fn a_token_that_was_good_ends_with_the_key_that_signed_it() {
+    const YEAR: u64 = 365 * 24 * 3600;
+    let site = Site::new().await;
+    let claims = serde_json::json!({
+        "iss": format!("{BASE}/oauth2"), "sub": "alice", "aud": BASE, "iat": NOW, "exp": NOW + 9 * YEAR, "jti": "j",
+        "client_id": "towline",
+    });
+    let token = site
+        .gateway()
+        .keys
+        .signing()
+        .sign(Kind::AccessToken, &claims);
+    for _ in 0..2 {
+        assert!(site.verify(&token).is_ok());
+    }
+    site.pass(8 * YEAR);
+    assert_eq!(site.verify(&token), Err(TokenError::Signature));
+}
+
+#[tokio::test]
 async fn each_check_of_a_token_says_that_it_was_the_one() {
     let site = Site::new().await;
     let gateway = site.gateway();
