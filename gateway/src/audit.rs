@@ -29,7 +29,10 @@ use std::{
 
 use aws_lc_rs::rand;
 use http::{HeaderMap, HeaderName, Method, Uri};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 use tokio_util::task::TaskTracker;
 use towline_proto::handshake::NoRandomness;
 
@@ -44,6 +47,9 @@ use sink::{Item, Sink};
 
 /// Header in which the API server takes and tells the audit ID.
 pub const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// How long events are gathered before they go to the sink: one write for many, where each would wake another thread.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// How long the end of the gateway waits for the sink.
 pub const FLUSH: Duration = Duration::from_secs(5);
@@ -266,6 +272,15 @@ impl Writer {
     pub async fn run(mut self) {
         let mut batch = Vec::new();
         while self.queue.recv_many(&mut batch, sink::MOST_AT_ONCE).await > 0 {
+            let waited_for = |item: &Item| matches!(item, Item::Flush(_));
+            if batch.len() < sink::MOST_AT_ONCE && !batch.iter().any(waited_for) {
+                sleep(GATHER).await;
+                while batch.len() < sink::MOST_AT_ONCE
+                    && let Ok(item) = self.queue.try_recv()
+                {
+                    batch.push(item);
+                }
+            }
             let mut flushed = Vec::new();
             let events: Vec<Event> = batch
                 .drain(..)

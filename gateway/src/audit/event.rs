@@ -1,6 +1,6 @@
 //! The Event itself: which facts of a request are kept, and in what form.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use http::{HeaderMap, Method, Uri, header};
 use serde::{Deserialize, Serialize};
@@ -89,14 +89,14 @@ pub(super) mod annotation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    kind: String,
-    api_version: String,
-    level: String,
+    kind: Cow<'static, str>,
+    api_version: Cow<'static, str>,
+    level: Cow<'static, str>,
     /// The request's id.
     #[serde(rename = "auditID")]
     pub audit_id: String,
     /// `ResponseStarted`, `ResponseComplete` or `Panic`.
-    pub stage: String,
+    pub stage: Cow<'static, str>,
     /// Path, and what of the query holds no secret.
     #[serde(rename = "requestURI")]
     pub request_uri: String,
@@ -125,7 +125,7 @@ pub struct Event {
     pub stage_timestamp: String,
     /// The rest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: BTreeMap<Cow<'static, str>, String>,
 }
 
 /// `UserInfo` of `authentication.k8s.io/v1`.
@@ -188,11 +188,11 @@ impl Event {
     ) -> Self {
         let now = time::format(now);
         Self {
-            kind: "Event".to_owned(),
-            api_version: "audit.k8s.io/v1".to_owned(),
-            level: "Metadata".to_owned(),
+            kind: "Event".into(),
+            api_version: "audit.k8s.io/v1".into(),
+            level: "Metadata".into(),
             audit_id: id.to_owned(),
-            stage: "RequestReceived".to_owned(),
+            stage: "RequestReceived".into(),
             request_uri: redacted(uri),
             verb: bounded(&method.as_str().to_ascii_lowercase(), 32),
             user: User {
@@ -214,6 +214,33 @@ impl Event {
         }
     }
 
+    /// Nothing, in the place of one that is written.
+    pub(super) const fn nothing() -> Self {
+        Self {
+            kind: Cow::Borrowed(""),
+            api_version: Cow::Borrowed(""),
+            level: Cow::Borrowed(""),
+            audit_id: String::new(),
+            stage: Cow::Borrowed(""),
+            request_uri: String::new(),
+            verb: String::new(),
+            user: User {
+                username: String::new(),
+                uid: None,
+                groups: Vec::new(),
+                extra: BTreeMap::new(),
+            },
+            impersonated_user: None,
+            source_ips: Vec::new(),
+            user_agent: None,
+            object_ref: None,
+            response_status: None,
+            request_received_timestamp: String::new(),
+            stage_timestamp: String::new(),
+            annotations: BTreeMap::new(),
+        }
+    }
+
     /// Whether the caller showed no good credential.
     pub fn is_of_nobody(&self) -> bool {
         self.user.username == ANONYMOUS
@@ -229,9 +256,9 @@ impl Event {
         self.annotations.get(key).map_or("", String::as_str)
     }
 
-    pub(super) fn annotate(&mut self, key: &str, value: &str) {
+    pub(super) fn annotate(&mut self, key: &'static str, value: &str) {
         self.annotations
-            .insert(key.to_owned(), bounded(value, MAX_TEXT));
+            .insert(key.into(), bounded(value, MAX_TEXT));
     }
 
     pub(super) fn caller(&mut self, identity: &Identity) {

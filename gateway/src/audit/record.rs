@@ -255,7 +255,7 @@ impl Record {
     pub fn started(&self, status: StatusCode) {
         self.answered(status, None);
         let mut event = self.lock().event.clone();
-        event.stage = "ResponseStarted".to_owned();
+        event.stage = "ResponseStarted".into();
         event.stage_timestamp = time::format(self.0.audit.inner.clock.micros());
         self.0.audit.write(event);
     }
@@ -289,18 +289,15 @@ fn lock(facts: &Mutex<Facts>) -> MutexGuard<'_, Facts> {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let Facts {
-            event,
-            sent,
-            received,
-        } = &*lock(&self.facts);
-        let mut event = event.clone();
+        let facts = self.facts.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let (sent, received) = (facts.sent, facts.received);
+        let mut event = std::mem::replace(&mut facts.event, Event::nothing());
         event.stage = if std::thread::panicking() {
             "Panic"
         } else {
             "ResponseComplete"
         }
-        .to_owned();
+        .into();
         event.stage_timestamp = time::format(self.audit.inner.clock.micros());
         if event.response_status.is_none() {
             // Nobody was told anything: the caller went away before there was an answer.

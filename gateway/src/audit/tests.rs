@@ -128,7 +128,7 @@ async fn whoever_goes_away_leaves_a_record() {
     let told: Vec<_> = found
         .events
         .iter()
-        .map(|event| (event.audit_id.as_str(), event.stage.as_str()))
+        .map(|event| (event.audit_id.as_str(), &*event.stage))
         .collect();
     assert_eq!(
         told,
