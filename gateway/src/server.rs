@@ -52,8 +52,8 @@ const OPENING_LIMIT: Duration = Duration::from_secs(30);
 const HEAD_LIMIT: Duration = Duration::from_secs(120);
 /// Streams of one caller's connection; more wait.
 const MAX_STREAMS: u32 = 10_000;
-/// Header lines of one request.
-const MAX_HEADERS: usize = 4_000;
+/// Header lines of one request. The HTTP library makes room for as many on every HTTP/1.1 request.
+const MAX_HEADERS: usize = 400;
 /// What one HTTP/1.1 connection buffers, in bytes; a head that is longer than the gateway takes still gets an answer.
 const MAX_BUFFER: usize = 1024 * 1024;
 /// After how long without a byte a caller's connection is asked whether it lives.
