@@ -145,12 +145,13 @@ async fn run(config: Config) -> anyhow::Result<()> {
     Ok(app.run(shutdown).await?)
 }
 
-fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn block_on(work: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> anyhow::Result<()> {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(Box::pin(work));
+    // Sessions run in it, and what runs in a task of the runtime's own is woken without another thread.
+    let ended = runtime.block_on(runtime.spawn(work))?;
     // What is left after the drain limit isn't waited for.
     runtime.shutdown_background();
     ended
