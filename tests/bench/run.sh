@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Figures: the same work straight to the API server and through the gateway, in
-# one run. Asserts nothing.
+# Figures: the same work straight to its server, through the gateway, and through
+# what others have, in one run. Asserts nothing.
 set -euo pipefail
 
 here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
@@ -10,16 +10,28 @@ SELF=bench
 
 usage() {
 	cat <<'USAGE'
-Usage: tests/bench/run.sh [--output DIR] [--seconds N] [--watches N]
+Usage: tests/bench/run.sh [--output DIR] [--seconds N] [--watches N] [--readme]
+                          [--short] [--only peers|cluster]
 
-Measures small GETs, a large list, exec, cp and memory, straight to the API server
-and through the gateway, with the same client on the same machine; and what the
-assertion on each request, a decision of IAM and resumable sessions cost. Brings
-up a gateway and a cluster of its own (named 'bench') and takes them down again.
+Two comparisons, each with the same client on the same machine in one run.
 
-  --output DIR  where report.txt and report.json go (default: a new directory)
-  --seconds N   how long small GETs are asked for (default: 10)
-  --watches N   how many watches are open at once (default: 1000)
+peers: straight to an origin that answers at once, through Towline, and through
+konnectivity (built from the Go module proxy) in both of its modes, each way in
+turns and in both orders: small GETs, downloads and uploads, watches and exec idle
+and beside bulk, readers that never read, processor time, memory, cut connections.
+
+cluster: small GETs, a large list, exec, cp and memory, straight to a real API
+server and through the gateway; and what the assertion on each request, a decision
+of IAM and resumable sessions cost. Brings up a gateway and a cluster of its own
+(named 'bench') and takes them down again.
+
+  --output DIR  where peers.txt, peers.json, report.txt and report.json go
+                (default: a new directory)
+  --seconds N   how long small GETs are asked for (default: 10; peers: 5)
+  --watches N   how many watches are open at once (default: 1000; peers: 5000)
+  --readme      put the peers' table into README.md
+  --short       the peers with less of everything: seconds, for a look
+  --only WHICH  one of the two
 
 Examples
   sudo tests/bench/run.sh
@@ -29,12 +41,31 @@ USAGE
 
 output=''
 measure=()
+peers=()
+only=''
 while [ $# -gt 0 ]; do
 	case $1 in
 	-h | --help) usage && exit 0 ;;
 	--output | --seconds | --watches)
 		[ -n "${2:-}" ] || die "$1 needs a value" 'tests/bench/run.sh --help'
-		if [ "$1" = --output ]; then output=$2; else measure+=("$1" "$2"); fi
+		if [ "$1" = --output ]; then
+			output=$2
+		else
+			measure+=("$1" "$2")
+			peers+=("$1" "$2")
+		fi
+		shift
+		;;
+	--readme) peers+=(--readme "$TOP/README.md") ;;
+	--short)
+		peers+=(--seconds 1 --mebibytes 128 --watches 500 --cuts 2 --rounds 1 --agents 100)
+		;;
+	--only)
+		only=${2:-}
+		case $only in
+		peers | cluster) ;;
+		*) die "--only '$only' is neither peers nor cluster" 'tests/bench/run.sh --help' ;;
+		esac
 		shift
 		;;
 	*) die "unknown argument '$1'" 'tests/bench/run.sh --help' ;;
@@ -51,8 +82,35 @@ trap 'status=$?; "${quickstart[@]}" down >/dev/null 2>&1 || true; rm -rf "$scene
 trap 'exit 130' INT TERM HUP
 
 say 'building'
-cargo build --manifest-path "$TOP/Cargo.toml" --release --locked -p bench
+cargo build --manifest-path "$TOP/Cargo.toml" --release --locked -p bench \
+	-p towline -p towline-gateway -p towline-agent
 bench=$CARGO_TARGET_DIR/release/bench
+
+# konnectivity: its programs, built once for each go.mod, outside the tree.
+konnectivity() {
+	local sums directory=$here/konnectivity
+	sums=$(cat "$directory/go.mod" "$directory/go.sum" | sha256sum | cut -c1-16)
+	local built=$CACHE/store/konnectivity-$sums
+	if [ ! -e "$built/agent" ]; then
+		say 'building konnectivity'
+		(cd "$directory" && CGO_ENABLED=0 GOWORK=off GOFLAGS=-buildvcs=false go build -trimpath -o "$built.new/" \
+			sigs.k8s.io/apiserver-network-proxy/cmd/server sigs.k8s.io/apiserver-network-proxy/cmd/agent) >&2
+		rm -rf "$built"
+		mv "$built.new" "$built"
+	fi
+	printf '%s\n' "$built"
+}
+
+if [ "$only" != cluster ]; then
+	say 'beside its peers'
+	"$bench" peers --towline "$CARGO_TARGET_DIR/release" --konnectivity "$(konnectivity)" \
+		--date "$(date -u +%Y-%m-%d)" --json "$output/peers.json" \
+		--version "towline=$("$CARGO_TARGET_DIR/release/towline-gateway" --version | awk '{ print $NF }')" \
+		--version "konnectivity=$(awk '$1 == "sigs.k8s.io/apiserver-network-proxy" { print $2 }' "$here/konnectivity/go.mod")" \
+		--version "go=$(go env GOVERSION)" --version "rust=$(rustc --version | awk '{ print $2 }')" \
+		"${peers[@]}" | tee "$output/peers.txt"
+	[ "$only" != peers ] || exit 0
+fi
 "${quickstart[@]}" up >"$output/quickstart.log" 2>&1 || {
 	tail -n 20 "$output/quickstart.log" >&2
 	die 'the quick start did not come up (above)'

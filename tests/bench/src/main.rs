@@ -10,15 +10,28 @@ use std::{fs, path::PathBuf};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+mod agents;
 mod assertions;
 mod caller;
+mod certificates;
+mod clock;
+mod cut;
 mod decisions;
 mod figures;
+mod konnectivity;
 mod kubectl;
+mod load;
 mod machine;
 mod measure;
+mod origin;
+mod peers;
+mod process;
+mod relay;
 mod report;
+mod route;
+mod scene;
 mod sessions;
+mod table;
 
 /// That of gateway and agent.
 #[global_allocator]
@@ -64,6 +77,29 @@ enum Command {
         /// How much is downloaded each time.
         #[arg(long, default_value_t = 1024)]
         mebibytes: usize,
+    },
+    /// Serve what stands in for an API server
+    Origin {
+        /// Where its certificate is.
+        #[arg(long)]
+        directory: PathBuf,
+    },
+    /// Measure the ways to such an origin beside each other: a table on standard output, JSON in a file
+    Peers {
+        #[command(flatten)]
+        settings: Box<peers::Settings>,
+        /// `NAME=VERSION` of what is measured.
+        #[arg(long = "version", value_name = "NAME=VERSION")]
+        versions: Vec<String>,
+        /// The day.
+        #[arg(long, default_value = "today")]
+        date: String,
+        /// Where the JSON goes.
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// A page whose table is written anew.
+        #[arg(long)]
+        readme: Option<PathBuf>,
     },
     /// Put two measurements beside each other: a table on standard output, JSON in a file
     Report {
@@ -117,6 +153,31 @@ async fn main() -> anyhow::Result<()> {
         Command::Sessions { rounds, mebibytes } => {
             let costs = sessions::cost(rounds, mebibytes).await?;
             println!("{}", serde_json::to_string_pretty(&costs)?);
+        }
+        Command::Origin { directory } => origin::serve(&directory).await?,
+        Command::Peers {
+            settings,
+            versions,
+            date,
+            json,
+            readme,
+        } => {
+            let (rounds, agents) = peers::all(&settings).await?;
+            let comparison = table::Comparison {
+                date,
+                machine: machine::Machine::this(),
+                versions: report::versions(&versions),
+                rounds,
+                agents,
+            };
+            if let Some(json) = json {
+                fs::write(&json, serde_json::to_string_pretty(&comparison)?)
+                    .with_context(|| format!("cannot write {}", json.display()))?;
+            }
+            if let Some(readme) = readme {
+                comparison.write_into(&readme)?;
+            }
+            print!("{comparison}");
         }
         Command::Report {
             direct,

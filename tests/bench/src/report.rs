@@ -36,11 +36,7 @@ impl Report {
     ) -> anyhow::Result<Self> {
         Ok(Self {
             machine: Machine::this(),
-            versions: versions
-                .iter()
-                .filter_map(|version| version.split_once('='))
-                .map(|(name, version)| (name.to_owned(), version.to_owned()))
-                .collect(),
+            versions: self::versions(versions),
             direct: read(direct)?,
             gateway: read(gateway)?,
             assertion_micros: read(assertions)?,
@@ -48,6 +44,15 @@ impl Report {
             sessions: read(sessions)?,
         })
     }
+}
+
+/// `NAME=VERSION`, taken apart.
+pub(crate) fn versions(texts: &[String]) -> BTreeMap<String, String> {
+    texts
+        .iter()
+        .filter_map(|version| version.split_once('='))
+        .map(|(name, version)| (name.to_owned(), version.to_owned()))
+        .collect()
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
