@@ -64,6 +64,11 @@ fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response<Full<bytes
         "/readyz" if gateway.drain.is_cancelled() => {
             (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned())
         }
+        // As long as requests are served from memory, a database that is away is no reason to send them elsewhere.
+        "/readyz" if !gateway.store.is_believed() => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the database has not been heard of for too long\n".to_owned(),
+        ),
         "/readyz" => (StatusCode::OK, "ok\n".to_owned()),
         "/metrics" => (StatusCode::OK, metrics(gateway)),
         _ => (
@@ -112,7 +117,11 @@ fn metrics(gateway: &Gateway) -> String {
             runtime.num_alive_tasks(),
         ),
     ];
-    let mut text = String::new();
+    let mut text = format!(
+        "# HELP towline_database_up Whether the database was in reach at the last try.\n\
+         # TYPE towline_database_up gauge\ntowline_database_up {}\n",
+        u8::from(gateway.store.away().is_none())
+    );
     for (name, help, value) in gauges {
         let _written = writeln!(
             text,

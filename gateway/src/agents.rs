@@ -236,7 +236,7 @@ async fn accept(
         handshake::claimed_membership(&statement).ok_or(Refused::Header(handshake::HELLO))?;
     let row = gateway
         .store
-        .membership(&membership)
+        .enrolled(&membership)
         .await
         .map_err(Refused::Store)?;
     let enrolled = row

@@ -20,7 +20,6 @@ use crate::{
     error::{Refused, who},
     iam::{Member, Principal, Which},
     login::{self, AccessToken, Audience},
-    store::StoreError,
     target::{Place, Target},
 };
 
@@ -132,16 +131,18 @@ impl Caller {
         let signed_out = match id {
             Some(id) => {
                 let sign_in = grounds.store.sign_in(id).await;
-                sign_in.is_ok_and(|sign_in| sign_in.is_some_and(|sign_in| sign_in.revoked))
+                sign_in.map(|sign_in| sign_in.is_some_and(|sign_in| sign_in.revoked))
             }
-            None => false,
+            None => Ok(false),
         };
         match standing.now(grounds).await {
             // Whoever was shut out is told that, and not that their sign-ins ended with it.
             Err(lost) if !matches!(lost, Lost::Store(_)) => Err(lost.to_string()),
-            _ if signed_out => Err(format!("{} signed out", who(&standing.base.principal()))),
-            Ok((identity, timed)) => Ok(Some((Arc::new(identity), timed))),
-            Err(_) => Ok(None),
+            _ if matches!(signed_out, Ok(true)) => {
+                Err(format!("{} signed out", who(&standing.base.principal())))
+            }
+            Ok((identity, timed)) if signed_out.is_ok() => Ok(Some((Arc::new(identity), timed))),
+            _ => Ok(None),
         }
     }
 }
@@ -203,12 +204,11 @@ async fn direct(
     token: &str,
 ) -> Result<Option<Standing>, Refused> {
     let Gateway { config, clock, .. } = gateway;
-    let internal = |error: StoreError| Refused::Internal(error.to_string());
     let Ok(issuer) = towline_oidc::unverified_issuer(token) else {
         return Ok(None);
     };
     let providers = gateway.store.providers(project).await;
-    let mut candidates = providers.map_err(internal)?.to_vec();
+    let mut candidates = providers?.to_vec();
     candidates.retain(|row| row.settings.direct && !row.disabled && !row.pool_disabled);
     if candidates.is_empty() {
         return Ok(None);
@@ -265,7 +265,7 @@ pub(crate) async fn session(
             },
             identity,
         )),
-        Err(Lost::Store(error)) => Err(Refused::Internal(error.to_string())),
+        Err(Lost::Store(error)) => Err(error.into()),
         Err(lost) => Err(Refused::Token(lost.to_string())),
     }
 }
@@ -283,7 +283,7 @@ pub(crate) async fn standing(
         return Ok((Standing::local(token.subject.clone(), issuer), None));
     };
     let sign_in = gateway.store.sign_in(id).await;
-    match sign_in.map_err(|error| Refused::Internal(error.to_string()))? {
+    match sign_in? {
         Some(sign_in) if !sign_in.revoked => {
             Ok((sign_in.standing.clone(), Some(sign_in.family.clone())))
         }

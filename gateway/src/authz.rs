@@ -26,6 +26,9 @@ const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 /// How long a permission outlives the time that its condition gives it.
 const TIMED_RECHECK: Duration = Duration::from_secs(2);
 
+/// Why a stream ends while the database is away for too long.
+const UNKNOWN: &str = "the gateway has not heard from its database for so long that it can't know whether this is still allowed";
+
 /// The right of one caller to one request. Made by [`permit`] and [`review`] alone.
 #[derive(Debug)]
 pub struct Permit {
@@ -49,10 +52,9 @@ pub async fn permit(gateway: &Gateway, caller: Caller, target: Target) -> Result
     let store = gateway.store.clone();
     let clock = gateway.clock.clone();
     let changes = store.changes();
-    let internal = |error: crate::store::StoreError| Refused::Internal(error.to_string());
     let (identity, membership) = (caller.identity(), caller.membership());
     let decision = decide(&store, &clock, identity, membership, &target).await?;
-    let known = store.membership(membership).await.map_err(internal)?;
+    let known = store.enrolled(membership).await?;
     if known.is_none() {
         // A condition on labels holds or doesn't hold for what isn't there: that would tell which clusters there are.
         if decision.conditional() {
@@ -131,8 +133,7 @@ async fn decide(
         target.permission,
         &target.info,
     )
-    .await
-    .map_err(|error| Refused::Internal(error.to_string()))?;
+    .await?;
     if decision.allowed() {
         Ok(decision)
     } else {
@@ -153,7 +154,7 @@ pub(crate) async fn on(
         return Ok(Decision::denied());
     };
     let row = match resource {
-        Resource::Membership(membership) => store.membership(membership).await?,
+        Resource::Membership(membership) => store.enrolled(membership).await?,
         Resource::Project(_) | Resource::ServiceAccount(_) | Resource::Pool(_) => None,
     };
     let none = BTreeMap::new();
@@ -234,6 +235,7 @@ impl Permit {
         );
         async move {
             loop {
+                let mut unknown = false;
                 match still(
                     &store,
                     &clock,
@@ -245,11 +247,12 @@ impl Permit {
                 .await
                 {
                     Ok(Some(rests)) => timed = rests,
-                    // A store that can't answer decides nothing about a stream that was permitted.
-                    Ok(None) => {}
+                    // A store that can't answer decides nothing about a stream that was permitted, but not for ever.
+                    Ok(None) if store.is_believed() => unknown = true,
+                    Ok(None) => return UNKNOWN.to_owned(),
                     Err(reason) => return reason,
                 }
-                let changed = if timed {
+                let changed = if timed || unknown {
                     match timeout(TIMED_RECHECK, changes.changed()).await {
                         Ok(changed) => changed,
                         Err(_) => continue,
@@ -285,7 +288,7 @@ async fn still(
     };
     match decide(store, clock, &identity, membership, target).await {
         Ok(decision) => Ok(Some(timed || decision.timed())),
-        Err(Refused::Internal(_)) => Ok(None),
+        Err(Refused::Internal(_) | Refused::Away) => Ok(None),
         Err(refused) => Err(refused.to_string()),
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     iam::{Permission, Principal},
     quota::Exhausted,
     request::Body,
+    store::StoreError,
 };
 
 /// Response header: the request's id, the same in logs at both ends.
@@ -95,12 +96,29 @@ pub enum Refused {
     /// The agent does not believe this gateway.
     #[error("failed_precondition: the agent refused the gateway's assertion: {0}")]
     Assertion(String),
+    /// The database is away, and what the request rests on isn't remembered.
+    #[error(
+        "the gateway's database can't be reached, and this request rests on what isn't remembered of it; try again"
+    )]
+    Away,
     /// There is no room for a record of it.
     #[error("{0}; its operator has to make room")]
     Audit(#[from] NoRoom),
     /// The gateway's own fault.
     #[error("internal error of the gateway: {0}")]
     Internal(String),
+}
+
+impl From<StoreError> for Refused {
+    /// Whom the gateway can't look up isn't told about its database; its operator reads that in the log.
+    fn from(error: StoreError) -> Self {
+        if error.is_away() {
+            tracing::debug!(error = &error as &dyn std::error::Error, "not decided");
+            Self::Away
+        } else {
+            Self::Internal(error.to_string())
+        }
+    }
 }
 
 impl Refused {
@@ -120,9 +138,11 @@ impl Refused {
             Self::Forbidden { .. } | Self::Impersonation(_) | Self::Nested(_) => {
                 (StatusCode::FORBIDDEN, "Forbidden")
             }
-            Self::NoAgent(_) | Self::AgentLost | Self::AgentBusy(_) | Self::Audit(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable")
-            }
+            Self::NoAgent(_)
+            | Self::AgentLost
+            | Self::AgentBusy(_)
+            | Self::Away
+            | Self::Audit(_) => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
             Self::Quota(_) => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
             Self::Cluster(_) | Self::Assertion(_) => (StatusCode::BAD_GATEWAY, "BadGateway"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
@@ -144,7 +164,7 @@ impl Refused {
             Self::Impersonation(_) | Self::Cluster(_) | Self::Assertion(_) => "agent",
             Self::Audit(_) => "audit",
             Self::Nested(_) => "RBAC",
-            Self::Internal(_) => "gateway",
+            Self::Away | Self::Internal(_) => "gateway",
         }
     }
 
@@ -329,6 +349,12 @@ mod tests {
                 502,
                 "BadGateway",
                 "failed_precondition: error encountered within the cluster: connection refused",
+            ),
+            (
+                Refused::Away,
+                503,
+                "ServiceUnavailable",
+                "the gateway's database can't be reached",
             ),
             (
                 Refused::AgentLost,

@@ -97,11 +97,7 @@ impl Quotas {
     pub async fn lease(&self, permit: Permit) -> Result<Lease, Refused> {
         let project = &permit.membership().project;
         let principal = permit.sender();
-        let overrides = self
-            .store
-            .quotas(project)
-            .await
-            .map_err(|error| Refused::Internal(error.to_string()))?;
+        let overrides = self.store.quotas(project).await?;
         let ask = match permit.target().kind {
             Kind::Short => Ask::Request,
             Kind::LongRunning { .. } => Ask::Watch,

@@ -35,12 +35,14 @@ use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Executor as _};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+use towline_proto::handshake::random_id;
+
 use crate::private;
 use cache::Cache;
-use changes::Changes;
+use changes::{Changes, Concern, Version};
 use connect::Pools;
 
-pub use changes::Concern;
+pub use changes::Kind;
 pub use database::{Database, OFFLINE_LIMIT, Password, Postgres};
 pub use error::StoreError;
 pub use memberships::Row as MembershipRow;
@@ -135,18 +137,29 @@ impl Store {
 
     /// Changes with every write that concerns users, policies or memberships.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.notified(Concern::Rights)
+        self.notified(Kind::Rights)
     }
 
-    /// Changes with every write that concerns this, here or at another replica, and when one may have been missed. The
+    /// Changes with every write of this kind, here or at another replica, and when one may have been missed. The
     /// value means nothing. Whoever acts on what is stored subscribes before reading.
-    pub fn notified(&self, concern: Concern) -> watch::Receiver<u64> {
-        self.inner.changes.subscribe(concern)
+    pub fn notified(&self, kind: Kind) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe(kind)
     }
 
     /// Has everything that was decided looked at again, because of a change elsewhere.
     pub(crate) fn look_again(&self) {
-        self.inner.changes.happened(Concern::Rights);
+        self.inner.changes.happened(&Concern::Everything);
+    }
+
+    /// Whether what is remembered may be used: that of a database that others write to isn't when nothing was heard
+    /// of it for longer than [`OFFLINE_LIMIT`] or what the configuration has in its place.
+    pub fn is_believed(&self) -> bool {
+        self.cache().is_believed()
+    }
+
+    /// For how long the database has been out of reach, as far as is known.
+    pub fn away(&self) -> Option<Duration> {
+        self.inner.changes.away()
     }
 
     /// Whether the database answers.
@@ -178,7 +191,7 @@ impl Store {
 
     /// Nobody waits for a server of which it is known that it doesn't answer.
     fn in_reach(&self) -> Result<(), StoreError> {
-        match self.inner.changes.away() {
+        match self.away() {
             None => Ok(()),
             Some(since) => {
                 let database = self.inner.database.clone();
@@ -234,23 +247,22 @@ impl Store {
         mut transaction: Transaction,
         concern: Concern,
     ) -> Result<(), StoreError> {
-        let told = if !concern.is_told() {
-            None
-        } else if self.is_shared() {
-            let version = Changes::tell(&mut transaction, concern);
-            Some(version.answered(self).await?)
-        } else {
-            Some(0)
+        let version = match concern.kind() {
+            Some(kind) if self.is_shared() => {
+                let mark = random_id().map_err(|error| self.value(error))?;
+                let told = Changes::tell(&mut transaction, (kind, &concern), mark);
+                told.answered(self).await?
+            }
+            _ => Version::default(),
         };
         let (database, changes) = (self.inner.database.clone(), Arc::clone(&self.inner.changes));
         let committing = self.inner.commits.spawn(async move {
             let result = timeout(ANSWER, transaction.commit())
                 .await
                 .unwrap_or(Err(sqlx::Error::PoolTimedOut));
-            match (told, &result) {
-                (None, _) => {}
-                (Some(version), Ok(())) => changes.wrote(concern, version),
-                (Some(_), Err(_)) => changes.happened(concern),
+            match result {
+                Ok(()) => changes.wrote(&concern, version),
+                Err(_) => changes.happened(&concern),
             }
             result.map_err(|error| StoreError::of_commit(&database, error))
         });

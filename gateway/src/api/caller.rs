@@ -43,6 +43,7 @@ impl Api {
             })?;
         let unauthenticated = |refused: Refused| match refused {
             Refused::Internal(reason) => Status::internal(reason),
+            Refused::Away => Status::unavailable(refused.to_string()),
             refused => Status::unauthenticated(refused.to_string()),
         };
         let (identity, expires) = match login::access_token(gateway, &token).await {

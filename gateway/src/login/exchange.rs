@@ -199,6 +199,7 @@ async fn own(gateway: &Gateway, token: &str, wanted: &Wanted) -> Result<Holding,
             .await
             .map_err(|refused| match refused {
                 Refused::Internal(reason) => Refusal::unavailable(reason),
+                Refused::Away => Refusal::unavailable(refused.to_string()),
                 refused => invalid(&refused),
             })?;
     Ok(Holding {

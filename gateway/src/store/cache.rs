@@ -1,4 +1,4 @@
-//! What every request asks for, remembered until somebody writes.
+//! What every request asks for, remembered until somebody writes what may change it.
 //!
 //! A value that was read before a write and arrives after it must not be remembered: so a reader notes the number
 //! of writes before it asks the database, and its answer is kept only if no write came since.
@@ -17,10 +17,11 @@ use tokio::time::Instant;
 use towline_proto::names::{Membership, Project};
 
 use super::{
-    MembershipRow, User, service_accounts::Account, sign_ins::SignIn, workload_identity::Providers,
+    MembershipRow, User, changes::Concern, service_accounts::Account, sign_ins::SignIn,
+    workload_identity::Providers,
 };
 use crate::{
-    iam::{CompiledPolicy, Resource, ServiceAccount},
+    iam::{CompiledPolicy, Principal, Resource, ServiceAccount},
     quota::Overrides,
 };
 
@@ -38,6 +39,8 @@ struct State {
     users: HashMap<String, Option<User>>,
     policies: HashMap<Resource, Option<Arc<CompiledPolicy>>>,
     memberships: HashMap<Membership, Option<MembershipRow>>,
+    /// Those whose state may have changed; nothing else in them has.
+    doubted: HashMap<Membership, Option<MembershipRow>>,
     quotas: HashMap<Project, Option<Arc<Overrides>>>,
     accounts: HashMap<ServiceAccount, Option<Account>>,
     sign_ins: HashMap<String, Option<Arc<SignIn>>>,
@@ -184,20 +187,59 @@ impl Cache {
         }
     }
 
-    /// A write that concerns sessions, and the state of memberships alone.
-    pub(super) fn forget_memberships(&self) {
+    /// What a write may have made another is asked for anew.
+    pub(super) fn forget(&self, concern: &Concern) {
         let mut state = self.lock();
         state.writes += 1;
-        state.memberships.clear();
+        match concern {
+            Concern::Tokens => {}
+            Concern::Sessions => {
+                let doubted = std::mem::take(&mut state.memberships);
+                if state.doubted.len() + doubted.len() > MembershipRow::MOST {
+                    state.doubted.clear();
+                }
+                state.doubted.extend(doubted);
+            }
+            Concern::User(name) => {
+                state.users.remove(name);
+                let principal = Principal::User(name.clone());
+                state.sign_ins.retain(|_, sign_in| {
+                    let of = |sign_in: &Arc<SignIn>| sign_in.standing.base.principal() != principal;
+                    sign_in.as_ref().is_some_and(of)
+                });
+            }
+            Concern::Family(family) => {
+                state.sign_ins.retain(|_, sign_in| {
+                    sign_in
+                        .as_ref()
+                        .is_some_and(|sign_in| sign_in.family != *family)
+                });
+            }
+            Concern::Project(project) => {
+                state.policies.retain(|key, _| key.project() != project);
+                state.memberships.retain(|key, _| key.project != *project);
+                state.doubted.retain(|key, _| key.project != *project);
+                state.accounts.retain(|key, _| key.project != *project);
+                state.quotas.remove(project);
+                state.providers.remove(project);
+            }
+            Concern::Everything => {
+                *state = State {
+                    writes: state.writes,
+                    ..State::default()
+                };
+            }
+        }
     }
 
-    /// A write that may give or take rights.
-    pub(super) fn forget_all(&self) {
-        let mut state = self.lock();
-        *state = State {
-            writes: state.writes + 1,
-            ..State::default()
-        };
+    /// A membership as it was before its sessions changed: what is decided on it is the same.
+    pub(super) fn doubted(&self, membership: &Membership) -> Option<Option<MembershipRow>> {
+        let believed = self.is_believed();
+        self.lock()
+            .doubted
+            .get(membership)
+            .filter(|_| believed)
+            .cloned()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

@@ -53,6 +53,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the database wasn't there to answer, so that the same may work soon.
+    pub const fn is_away(&self) -> bool {
+        matches!(
+            self,
+            Self::Away(..) | Self::StillAway(..) | Self::Unknown(..) | Self::Locked(..)
+        )
+    }
+
     /// Sorts by what the database said.
     pub(super) fn of(database: &Database, error: sqlx::Error) -> Self {
         let code = error

@@ -79,10 +79,36 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn membership(&self, membership: &Membership) -> Result<Option<Row>, StoreError> {
-        let writes = match self.cache().recall::<Row>(membership) {
-            Ok(row) => return Ok(row),
-            Err(writes) => writes,
-        };
+        match self.cache().recall::<Row>(membership) {
+            Ok(row) => Ok(row),
+            Err(writes) => match self.look_up(membership, writes).await {
+                // Whether an agent is connected, nobody knows then; all else is as it was.
+                Err(error) if error.is_away() => self.cache().doubted(membership).ok_or(error),
+                found => found,
+            },
+        }
+    }
+
+    /// The membership of this name, as decisions need it: whether agents are connected may be another by now. From
+    /// memory, also where only that has changed.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn enrolled(&self, membership: &Membership) -> Result<Option<Row>, StoreError> {
+        match self.cache().recall::<Row>(membership) {
+            Ok(row) => Ok(row),
+            Err(writes) => match self.cache().doubted(membership) {
+                Some(row) => Ok(row),
+                None => self.look_up(membership, writes).await,
+            },
+        }
+    }
+
+    async fn look_up(
+        &self,
+        membership: &Membership,
+        writes: u64,
+    ) -> Result<Option<Row>, StoreError> {
         let found = sqlx::query(
             "SELECT project, location, name, public_key, external_id, kubernetes_version, agent_version, \
              connected_since, disconnected_since, created, labels FROM memberships \
@@ -177,7 +203,8 @@ impl Store {
         .answered(self)
         .await?;
         let row = self.read_membership(&mut transaction, membership).await?;
-        self.commit(transaction, Concern::Rights).await?;
+        self.commit(transaction, Concern::Project(membership.project.clone()))
+            .await?;
         row.ok_or_else(|| MembershipError::Unknown(membership.clone()))
     }
 
@@ -250,7 +277,8 @@ impl Store {
         .execute(&mut *transaction)
         .answered(self)
         .await?;
-        self.commit(transaction, Concern::Rights).await?;
+        self.commit(transaction, Concern::Project(membership.project.clone()))
+            .await?;
         Ok(true)
     }
 
@@ -281,7 +309,8 @@ impl Store {
         .execute(&mut *transaction)
         .answered(self)
         .await?;
-        self.commit(transaction, Concern::Rights).await?;
+        self.commit(transaction, Concern::Project(membership.project.clone()))
+            .await?;
         Ok(row)
     }
 
@@ -303,7 +332,9 @@ impl Store {
         }
         self.delete_policy(&mut transaction, &membership.into())
             .await?;
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self
+            .commit(transaction, Concern::Project(membership.project.clone()))
+            .await?)
     }
 
     /// Notes that an agent's session has begun and what it told; its registration token is used up for good. `false`

@@ -147,7 +147,8 @@ impl Store {
         let etag = random_id().map_err(|error| self.value(error))?;
         self.write_policy(&mut transaction, resource, &etag, &policy.bindings)
             .await?;
-        self.commit(transaction, Concern::Rights).await?;
+        self.commit(transaction, Concern::Project(resource.project().clone()))
+            .await?;
         Ok(Policy {
             etag,
             bindings: policy.bindings.clone(),

@@ -78,7 +78,9 @@ impl Store {
         let etag = random_id().map_err(|error| self.value(error))?;
         self.write_policy(&mut transaction, &project.into(), &etag, &[owner])
             .await?;
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self
+            .commit(transaction, Concern::Project(project.clone()))
+            .await?)
     }
 
     /// Deletes an empty project with its policy.
@@ -106,7 +108,9 @@ impl Store {
         if deleted.rows_affected() == 0 {
             return Err(ProjectError::Unknown(project.clone()));
         }
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self
+            .commit(transaction, Concern::Project(project.clone()))
+            .await?)
     }
 
     /// A project's policy; `None` when there is no such project.

@@ -117,7 +117,9 @@ impl Store {
             .answered(self)
             .await?;
         }
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self
+            .commit(transaction, Concern::Project(project.clone()))
+            .await?)
     }
 }
 

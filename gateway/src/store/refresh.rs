@@ -115,7 +115,7 @@ impl Store {
             return Ok(None);
         };
         if let Some(family) = used {
-            let concern = self.end_family(&mut transaction, &family).await?;
+            let concern = self.end_family(&mut transaction, family).await?;
             self.commit(transaction, concern).await?;
             return Ok(None);
         }
@@ -178,7 +178,7 @@ impl Store {
             return Ok(Rotated::Invalid);
         };
         if rotated.is_some_and(|rotated| now > unix(rotated) + GRACE_SECONDS) {
-            let concern = self.end_family(&mut transaction, &family).await?;
+            let concern = self.end_family(&mut transaction, family).await?;
             self.commit(transaction, concern).await?;
             return Ok(Rotated::Reused(user));
         }
@@ -233,7 +233,7 @@ impl Store {
                 .answered(self)
                 .await?;
         let concern = match family {
-            Some(family) => self.end_family(&mut transaction, &family).await?,
+            Some(family) => self.end_family(&mut transaction, family).await?,
             None => Concern::Tokens,
         };
         self.commit(transaction, concern).await
@@ -257,24 +257,24 @@ impl Store {
     }
 
     /// Ends refresh tokens and access tokens alike; says who has to hear of it.
-    async fn end_family(
+    pub(super) async fn end_family(
         &self,
         transaction: &mut Transaction,
-        family: &str,
+        family: String,
     ) -> Result<Concern, StoreError> {
         let mut ended = 0;
         for query in [
             "DELETE FROM refresh_families WHERE id = $1",
             "UPDATE sign_ins SET revoked = 1 WHERE revoked = 0 AND family = $1",
         ] {
-            let done = sqlx::query(query).bind(family).execute(&mut **transaction);
+            let done = sqlx::query(query).bind(&family).execute(&mut **transaction);
             ended = done.answered(self).await?.rows_affected();
         }
         // Streams are looked at again only where a token may have begun some.
         Ok(if ended == 0 {
             Concern::Tokens
         } else {
-            Concern::Rights
+            Concern::Family(family)
         })
     }
 

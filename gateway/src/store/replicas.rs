@@ -7,7 +7,7 @@ use towline_proto::{handshake::Hello, jws::PublicKey, names::Membership};
 
 use crate::keys::Published;
 
-use super::{Answered as _, Concern, Store, StoreError, Transaction, flag, sql, unix};
+use super::{Answered as _, Concern, Kind, Store, StoreError, Transaction, flag, sql, unix};
 
 /// A replica as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Store {
 
     /// Changes whenever it does who holds which session.
     pub fn sessions_changed(&self) -> tokio::sync::watch::Receiver<u64> {
-        self.notified(Concern::Sessions)
+        self.notified(Kind::Sessions)
     }
 
     /// Adds a replica. Where the database is no other's, what one that died has left is removed.

@@ -125,7 +125,8 @@ impl Store {
         if made.rows_affected() == 0 {
             return Err(RoleError::Exists(row.role.clone()));
         }
-        self.commit(transaction, Concern::Rights).await?;
+        self.commit(transaction, Concern::Project(project.clone()))
+            .await?;
         Ok(RoleRow {
             etag,
             ..row.clone()
@@ -160,7 +161,8 @@ impl Store {
                 RoleError::Unknown(row.role.clone())
             });
         }
-        self.commit(transaction, Concern::Rights).await?;
+        self.commit(transaction, Concern::Project(row.role.project.clone()))
+            .await?;
         Ok(RoleRow {
             etag,
             ..row.clone()
@@ -199,7 +201,9 @@ impl Store {
             .execute(&mut *transaction)
             .answered(self)
             .await?;
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self
+            .commit(transaction, Concern::Project(role.project.clone()))
+            .await?)
     }
 
     async fn has_role(

@@ -141,7 +141,9 @@ impl Store {
         if made.rows_affected() == 0 {
             return Err(ServiceAccountError::Exists(account.clone()));
         }
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self
+            .commit(transaction, Concern::Project(account.project.clone()))
+            .await?)
     }
 
     /// Deletes a service account.
@@ -201,7 +203,10 @@ impl Store {
         deleted: bool,
     ) -> Result<(), ServiceAccountError> {
         let mut transaction = self.begin().await?;
+        let mut concern = Concern::Project(account.project.clone());
         if deleted {
+            // Policies of other projects may name it.
+            concern = Concern::Everything;
             self.delete_policy(&mut transaction, &account.into())
                 .await?;
             let member = Principal::ServiceAccount(account.clone()).to_string();
@@ -216,7 +221,7 @@ impl Store {
         if changed.rows_affected() == 0 {
             return Err(ServiceAccountError::Unknown(account.clone()));
         }
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self.commit(transaction, concern).await?)
     }
 
     fn account(&self, row: &AnyRow) -> Result<Account, StoreError> {

@@ -164,27 +164,16 @@ impl Store {
     /// See [`StoreError`].
     pub async fn revoke_sign_in(&self, id: &str) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        let revoked = sqlx::query(
-            "UPDATE sign_ins SET revoked = 1 \
-             WHERE revoked = 0 AND family IN (SELECT family FROM sign_ins WHERE id = $1)",
-        )
-        .bind(id)
-        .execute(&mut *transaction)
-        .answered(self)
-        .await?;
-        sqlx::query(
-            "DELETE FROM refresh_families WHERE id IN (SELECT family FROM sign_ins WHERE id = $1)",
-        )
-        .bind(id)
-        .execute(&mut *transaction)
-        .answered(self)
-        .await?;
-        // Nobody is woken for what was over before.
-        let concern = if revoked.rows_affected() == 0 {
-            Concern::Tokens
-        } else {
-            Concern::Rights
+        let family: Option<String> =
+            sqlx::query_scalar("SELECT family FROM sign_ins WHERE id = $1")
+                .bind(id)
+                .fetch_optional(&mut *transaction)
+                .answered(self)
+                .await?;
+        let Some(family) = family else {
+            return Ok(());
         };
+        let concern = self.end_family(&mut transaction, family).await?;
         self.commit(transaction, concern).await
     }
 

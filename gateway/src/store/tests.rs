@@ -42,6 +42,7 @@ on_both! {
     what_was_written_is_there_again,
 }
 
+mod away;
 mod heard;
 mod shared;
 
@@ -872,7 +873,7 @@ fn regression_a_late_reader_does_not_remember_the_old() {
     let cache = Cache::new(None);
     let name = "alice".to_owned();
     let writes = cache.recall::<User>(&name).unwrap_err();
-    cache.forget_all();
+    cache.forget(&Concern::User("bob".into()));
     cache.remember::<User>(name.clone(), None, writes);
     let writes = cache.recall::<User>(&name).unwrap_err();
     cache.remember::<User>(name.clone(), None, writes);

@@ -143,7 +143,9 @@ impl Store {
             .await?;
         self.replace_code(&mut transaction, &new.name, code, expires)
             .await?;
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self
+            .commit(transaction, Concern::User(new.name.clone()))
+            .await?)
     }
 
     /// Shuts a user out, refresh tokens included, or lets it in again.
@@ -182,7 +184,9 @@ impl Store {
         if disabled {
             self.sign_out(&mut transaction, name).await?;
         }
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self
+            .commit(transaction, Concern::User(name.to_owned()))
+            .await?)
     }
 
     /// Takes the password and every sign-in away; `code` sets a new password until `expires`.
@@ -207,7 +211,9 @@ impl Store {
         self.sign_out(&mut transaction, name).await?;
         self.replace_code(&mut transaction, name, code, expires)
             .await?;
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self
+            .commit(transaction, Concern::User(name.to_owned()))
+            .await?)
     }
 
     /// Adds to groups, and takes out of others.
@@ -238,7 +244,9 @@ impl Store {
                 .answered(self)
                 .await?;
         }
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self
+            .commit(transaction, Concern::User(name.to_owned()))
+            .await?)
     }
 
     /// What a sign-in as this user is checked against.

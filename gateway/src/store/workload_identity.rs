@@ -216,7 +216,9 @@ impl Store {
         if made.rows_affected() == 0 {
             return Err(WorkloadIdentityError::Exists(pool.to_string()));
         }
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self
+            .commit(transaction, Concern::Project(pool.project.clone()))
+            .await?)
     }
 
     /// Deletes a pool with its providers.
@@ -227,7 +229,8 @@ impl Store {
         let query = sqlx::query("DELETE FROM workload_pools WHERE project = $1 AND name = $2")
             .bind(pool.project.as_str().to_owned())
             .bind(pool.id.as_str().to_owned());
-        self.change_workloads(query, pool, Some(pool)).await
+        self.change_workloads(query, (&pool.project, pool), Some(pool))
+            .await
     }
 
     /// Shuts a pool's workloads out, or lets them in again.
@@ -244,7 +247,8 @@ impl Store {
                 .bind(pool.project.as_str().to_owned())
                 .bind(pool.id.as_str().to_owned())
                 .bind(i16::from(disabled));
-        self.change_workloads(query, pool, None).await
+        self.change_workloads(query, (&pool.project, pool), None)
+            .await
     }
 
     /// Makes a provider.
@@ -300,7 +304,9 @@ impl Store {
         if made.rows_affected() == 0 {
             return Err(WorkloadIdentityError::Exists(provider.to_string()));
         }
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self
+            .commit(transaction, Concern::Project(project.clone()))
+            .await?)
     }
 
     /// Replaces a provider's settings; tokens that came of it before end.
@@ -323,7 +329,8 @@ impl Store {
         .bind(self.settings(settings)?)
         .bind(i16::from(disabled))
         .bind(random_id().map_err(|error| self.value(error))?);
-        self.change_workloads(query, provider, None).await
+        self.change_workloads(query, (&provider.pool.project, provider), None)
+            .await
     }
 
     /// Deletes a provider.
@@ -337,17 +344,18 @@ impl Store {
         .bind(provider.pool.project.as_str().to_owned())
         .bind(provider.pool.id.as_str().to_owned())
         .bind(provider.id.as_str().to_owned());
-        self.change_workloads(query, provider, None).await
+        self.change_workloads(query, (&provider.pool.project, provider), None)
+            .await
     }
 
     /// The policy goes with a pool that is deleted.
     async fn change_workloads(
         &self,
         query: Query<'static, Any, AnyArguments>,
-        name: &impl ToString,
+        (project, name): (&Project, &impl ToString),
         deleted: Option<&Pool>,
     ) -> Result<(), WorkloadIdentityError> {
-        let name = name.to_string();
+        let (project, name) = (project.clone(), name.to_string());
         let mut transaction = self.begin().await?;
         if let Some(pool) = deleted {
             self.delete_policy(&mut transaction, &pool.into()).await?;
@@ -356,7 +364,7 @@ impl Store {
         if changed.rows_affected() == 0 {
             return Err(WorkloadIdentityError::Unknown(name));
         }
-        Ok(self.commit(transaction, Concern::Rights).await?)
+        Ok(self.commit(transaction, Concern::Project(project)).await?)
     }
 
     fn settings(&self, settings: &Settings) -> Result<String, StoreError> {

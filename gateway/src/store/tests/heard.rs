@@ -96,12 +96,15 @@ async fn a_change_whose_notification_is_lost_is_found_soon() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_lost_connection_everything_is_looked_at_again_and_changes_are_heard() {
+async fn after_a_lost_connection_what_was_missed_is_found_and_changes_are_heard() {
     let two = Two::new().await;
     assert!(two.groups_there().await.is_empty());
     let mut changes = two.there.changes();
-    two.server
-        .sql(&two.name, "INSERT INTO user_groups VALUES ('alice', 'dev')");
+    two.server.sql(
+        &two.name,
+        "BEGIN; INSERT INTO user_groups VALUES ('alice', 'dev'); \
+         UPDATE changes SET version = version + 1, mark = 'x' WHERE kind = 'rights'; COMMIT",
+    );
     assert_eq!(two.cut(), 2);
     woken(&mut changes).await;
     assert_eq!(two.groups_there().await, ["dev"]);
@@ -114,10 +117,68 @@ async fn after_a_lost_connection_everything_is_looked_at_again_and_changes_are_h
     assert_eq!(two.groups_there().await, ["dev", "ops"]);
 }
 
+/// A server that comes and goes doesn't take away what is known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_lost_connection_what_is_known_stays_if_nothing_was_missed() {
+    let two = Two::new().await;
+    assert!(two.groups_there().await.is_empty());
+    let (rights, mut sessions) = (two.there.changes(), two.there.notified(Kind::Sessions));
+    // Nothing tells of it: whoever asked the database would see it.
+    two.server
+        .sql(&two.name, "INSERT INTO user_groups VALUES ('alice', 'dev')");
+    assert_eq!(two.cut(), 2);
+    let transaction = two.here.begin().await.unwrap();
+    two.here
+        .commit(transaction, Concern::Sessions)
+        .await
+        .unwrap();
+    woken(&mut sessions).await;
+    assert!(two.groups_there().await.is_empty());
+    assert!(!rights.has_changed().unwrap());
+}
+
+/// What one write concerns is asked for anew, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_replica_wrote_is_all_that_is_forgotten() {
+    let two = Two::new().await;
+    let (p, q): (Project, Project) = ("p".parse().unwrap(), "q".parse().unwrap());
+    let mut changes = two.there.changes();
+    for project in [&p, &q] {
+        two.here
+            .create_project(project, &alice(), NOW)
+            .await
+            .unwrap();
+        woken(&mut changes).await;
+    }
+    let known = (
+        two.there.policy(&p).await.unwrap(),
+        two.there.policy(&q).await.unwrap().unwrap(),
+    );
+    assert!(two.groups_there().await.is_empty());
+    two.server.sql(
+        &two.name,
+        "UPDATE policies SET etag = 'other'; INSERT INTO user_groups VALUES ('alice', 'dev')",
+    );
+    two.here
+        .register(&edge(), false, "t", NOW, NOW + 60)
+        .await
+        .unwrap();
+    woken(&mut changes).await;
+    assert_ne!(two.there.policy(&p).await.unwrap(), known.0);
+    assert_eq!(two.there.policy(&q).await.unwrap().unwrap(), known.1);
+    assert!(two.groups_there().await.is_empty());
+    two.here
+        .change_groups("alice", &["ops".into()], &[])
+        .await
+        .unwrap();
+    woken(&mut changes).await;
+    assert_eq!(two.groups_there().await, ["dev", "ops"]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_kind_wakes_those_who_wait_for_it() {
     let two = Two::new().await;
-    let (mut rights, mut sessions) = (two.there.changes(), two.there.notified(Concern::Sessions));
+    let (mut rights, mut sessions) = (two.there.changes(), two.there.notified(Kind::Sessions));
     let transaction = two.here.begin().await.unwrap();
     two.here
         .commit(transaction, Concern::Sessions)
@@ -127,12 +188,16 @@ async fn each_kind_wakes_those_who_wait_for_it() {
     assert!(!rights.has_changed().unwrap());
     // What is rolled back is not told.
     let mut transaction = two.here.begin().await.unwrap();
-    Changes::tell(&mut transaction, Concern::Sessions)
+    let told = (Kind::Sessions, &Concern::Sessions);
+    Changes::tell(&mut transaction, told, "m".into())
         .await
         .unwrap();
     drop(transaction);
     let transaction = two.here.begin().await.unwrap();
-    two.here.commit(transaction, Concern::Rights).await.unwrap();
+    two.here
+        .commit(transaction, Concern::Everything)
+        .await
+        .unwrap();
     woken(&mut rights).await;
     assert!(!sessions.has_changed().unwrap());
 }
@@ -149,7 +214,7 @@ async fn a_commit_that_nobody_waits_for_empties_the_memory_too() {
             .await
             .unwrap();
         // Until it is under way, and no further.
-        let mut commit = Box::pin(store.commit(transaction, Concern::Rights));
+        let mut commit = Box::pin(store.commit(transaction, Concern::Everything));
         while timeout(Duration::ZERO, commit.as_mut()).await.is_err()
             && store.inner.commits.is_empty()
         {}
