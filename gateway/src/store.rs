@@ -225,6 +225,7 @@ impl Store {
 
     /// A transaction on a connection of its own kind, which waits for no other writer on a shared database.
     async fn unordered(&self, pool: &AnyPool) -> Result<Transaction, StoreError> {
+        self.in_reach()?;
         let begin = match self.inner.database {
             Database::Sqlite(_) => "BEGIN IMMEDIATE",
             Database::Postgres(_) => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",

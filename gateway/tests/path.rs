@@ -10,6 +10,7 @@
 
 pub(crate) mod path {
     mod audit;
+    mod away;
     pub(crate) mod double;
     mod hostile;
     pub(crate) mod iam;

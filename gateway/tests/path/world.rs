@@ -68,11 +68,13 @@ impl World {
 
     /// The same, with more configuration.
     pub(crate) async fn start_with(more: &str) -> Self {
+        let database = crate::ELSEWHERE.then(|| at(&Server::shared().database()));
+        Self::start_on(database, more).await
+    }
+
+    /// The same, on a database of a PostgreSQL server.
+    pub(crate) async fn start_on(database: Option<Database>, more: &str) -> Self {
         let state = tempfile::tempdir().unwrap();
-        let database = crate::ELSEWHERE.then(|| {
-            let database = Server::shared().database();
-            Database::parse(&database, state.path(), None).unwrap()
-        });
         let open = async || match &database {
             Some(database) => Store::open(database).await.unwrap(),
             None => Store::in_memory().await.unwrap(),
@@ -246,6 +248,16 @@ impl World {
         S: Fn(Request<Incoming>, towline_proto::assertion::Grant) -> F + Clone + Send + 'static,
         F: Future<Output = Answer> + Send,
     {
+        self.agent_untold(serve).await;
+        self.known(1).await;
+    }
+
+    /// The same, where the database can't be told of the session.
+    pub(crate) async fn agent_untold<S, F>(&self, serve: S)
+    where
+        S: Fn(Request<Incoming>, towline_proto::assertion::Grant) -> F + Clone + Send + 'static,
+        F: Future<Output = Answer> + Send,
+    {
         let root = self.running.gateway().keys.root();
         let connected = double::connect(
             self.holder().public_address(),
@@ -261,7 +273,6 @@ impl World {
             }
         })
         .await;
-        self.known(1).await;
         self.agents.lock().unwrap().push(connected);
     }
 
@@ -490,6 +501,11 @@ fn config(state: &Path, more: &str) -> Config {
         .unwrap()
         .check(&path)
         .unwrap()
+}
+
+/// The database of this URL.
+pub(crate) fn at(url: &str) -> Database {
+    Database::parse(url, Path::new("/"), None).unwrap()
 }
 
 pub(crate) fn membership() -> Membership {

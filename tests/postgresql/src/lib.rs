@@ -82,7 +82,7 @@ impl Server {
         // It removes itself below, when nobody uses it any more. Short, as a socket's path has to be.
         let directory = tempfile::Builder::new()
             .prefix("towline-pg-")
-            .tempdir_in("/tmp")
+            .tempdir_in(place())
             .unwrap()
             .keep();
         let owner = owner();
@@ -273,6 +273,15 @@ impl Server {
         };
         assert!(status.success(), "{program}: {output}\n{}", self.log());
         output
+    }
+}
+
+/// In memory where there is enough: many tests wait for disks, and nobody wants the data back.
+fn place() -> &'static str {
+    const ENOUGH: u64 = 4 << 30;
+    match rustix::fs::statvfs("/dev/shm") {
+        Ok(found) if found.f_bavail * found.f_frsize >= ENOUGH => "/dev/shm",
+        _ => "/tmp",
     }
 }
 

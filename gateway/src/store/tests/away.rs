@@ -39,6 +39,7 @@ async fn populate(store: &Store) {
         .register(&edge(), false, "t", NOW, NOW + 60)
         .await
         .unwrap();
+    store.redeem(&edge(), "t", key(), NOW).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -62,11 +63,7 @@ async fn what_is_known_is_served_while_it_is_away_and_changes_are_refused() {
         let known = ask().await;
         assert!(known.0.is_some() && known.4.is_some());
         // An agent comes just before: who may do what is the same.
-        store.replica_joins("r", "", NOW).await.unwrap();
-        store
-            .session_up("r", "s", (&edge(), &hello("v1")), NOW)
-            .await
-            .unwrap();
+        up(&store, "s", &hello("v1"), NOW).await;
 
         if kill {
             server.kill();
