@@ -101,6 +101,9 @@ pub enum Refused {
         "the gateway's database can't be reached, and this request rests on what isn't remembered of it; try again"
     )]
     Away,
+    /// A stream that can't be counted, though the database is there.
+    #[error("the gateway can't count this stream just now; try again")]
+    Uncounted,
     /// There is no room for a record of it.
     #[error("{0}; its operator has to make room")]
     Audit(#[from] NoRoom),
@@ -142,6 +145,7 @@ impl Refused {
             | Self::AgentLost
             | Self::AgentBusy(_)
             | Self::Away
+            | Self::Uncounted
             | Self::Audit(_) => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
             Self::Quota(_) => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
             Self::Cluster(_) | Self::Assertion(_) => (StatusCode::BAD_GATEWAY, "BadGateway"),
@@ -164,7 +168,7 @@ impl Refused {
             Self::Impersonation(_) | Self::Cluster(_) | Self::Assertion(_) => "agent",
             Self::Audit(_) => "audit",
             Self::Nested(_) => "RBAC",
-            Self::Away | Self::Internal(_) => "gateway",
+            Self::Away | Self::Uncounted | Self::Internal(_) => "gateway",
         }
     }
 
@@ -355,6 +359,12 @@ mod tests {
                 503,
                 "ServiceUnavailable",
                 "the gateway's database can't be reached",
+            ),
+            (
+                Refused::Uncounted,
+                503,
+                "ServiceUnavailable",
+                "the gateway can't count this stream just now; try again",
             ),
             (
                 Refused::AgentLost,

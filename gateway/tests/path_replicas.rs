@@ -18,15 +18,17 @@ mod across {
     use http::StatusCode;
     use http_body_util::BodyExt as _;
     use serde_json::json;
+    use sqlx::Connection as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use towline_gateway::quota::{Quota, Whose};
+    use towline_test_postgresql::Server;
 
     use crate::{
         all::path::{
             double,
             iam::call,
             leases::{agent, exec},
-            world::{World, bounded, membership},
+            world::{World, at, bounded, membership},
         },
         get, status_object, text,
     };
@@ -68,6 +70,31 @@ mod across {
         let answers = futures_util::future::join_all(answers).await;
         let opened = answers.iter().filter(|answer| answer.status() == 101);
         assert!((1..=2).contains(&opened.count()));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_cannot_be_counted_is_none() {
+        let url = Server::shared().database();
+        let world = World::start_on(Some(at(&url)), "").await;
+        agent(&world).await;
+        let alice = world.as_user("alice");
+        drop(alice.upgrade(exec("/exec")).await);
+        world.nothing_held("alice", "a first stream").await;
+        // Somebody else counts, and takes their time.
+        let mut counting = sqlx::PgConnection::connect(&url).await.unwrap();
+        let mut counting = counting.begin().await.unwrap();
+        sqlx::query("SELECT 1 FROM projects FOR UPDATE")
+            .execute(&mut *counting)
+            .await
+            .unwrap();
+        let refused = alice.http1(exec("/exec")).await;
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let status = status_object(refused).await;
+        let message = status["message"].as_str().unwrap();
+        assert!(message.contains("can't count this stream"), "{message}");
+        counting.rollback().await.unwrap();
+        world.nothing_held("alice", "what was not counted").await;
+        drop(bounded(alice.upgrade(exec("/exec"))).await);
     }
 
     #[tokio::test]

@@ -17,12 +17,13 @@ use super::{
     usage::{GivenBack, InUse, Pace, Usage},
 };
 use crate::{
+    error::Refused,
     iam::Principal,
     store::{Store, StoreError, UsageRow},
 };
 
-/// How long a stream waits for the database before it is counted here alone.
-const CLAIM: Duration = Duration::from_secs(2);
+/// How long a stream waits to be counted.
+const CLAIM: Duration = Duration::from_secs(5);
 
 /// How long a stream waits for places that are just being given back at another replica, and how often it looks.
 const GIVING_BACK: (u32, Duration) = (3, Duration::from_millis(100));
@@ -63,13 +64,13 @@ impl Shared {
     /// Has what was taken here counted with what was taken elsewhere.
     ///
     /// # Errors
-    /// There is no more.
+    /// 429: there is no more; 503: it can't be counted, though the database is there.
     pub(super) async fn claim(
         &self,
         quota: Quota,
         (project, all): (&Project, &Limits),
         (principal, own): (&Principal, &Limits),
-    ) -> Result<(), Exhausted> {
+    ) -> Result<(), Refused> {
         let limits = [own.get(quota), all.get(quota)];
         let holder = principal.to_string();
         let mut looks = GIVING_BACK.0;
@@ -81,13 +82,16 @@ impl Shared {
             let taken = match timeout(CLAIM, claim).await {
                 Ok(Ok(Ok(()))) => return Ok(()),
                 Ok(Ok(Err(taken))) => taken,
-                Ok(Err(error)) => {
-                    tracing::warn!(%project, error = &error as &dyn std::error::Error, "a stream is counted at this replica alone");
-                    self.given_back.add(project, principal, quota);
-                    return Ok(());
+                Ok(Err(error)) if !error.is_away() && self.store.away().is_none() => {
+                    tracing::error!(%project, error = &error as &dyn std::error::Error, "a stream can't be counted");
+                    return Err(Refused::Uncounted);
                 }
-                Err(_) => {
-                    tracing::warn!(%project, "a stream is counted at this replica alone: the database doesn't answer");
+                Err(_) if self.store.away().is_none() => {
+                    tracing::error!(%project, "a stream was not counted within {CLAIM:?}");
+                    return Err(Refused::Uncounted);
+                }
+                Ok(Err(_)) | Err(_) => {
+                    tracing::warn!(%project, "a stream is counted at this replica alone: the database is away");
                     self.given_back.add(project, principal, quota);
                     return Ok(());
                 }
@@ -98,12 +102,12 @@ impl Shared {
                 } else {
                     (own.get(quota), holder)
                 };
-                return Err(Exhausted::AtATime {
+                return Err(Refused::Quota(Exhausted::AtATime {
                     quota: quota.name(),
                     used: u32::try_from(taken.used).unwrap_or(u32::MAX),
                     limit: limit.unwrap_or_default(),
                     holder,
-                });
+                }));
             }
             looks -= 1;
             sleep(GIVING_BACK.1).await;
