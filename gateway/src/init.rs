@@ -2,7 +2,8 @@
 //!
 //! Keys, a certificate where the operator has none, the database with the first user, and last of all the
 //! configuration: where that is, everything is. So a run that died half-way is finished by the next one, and one
-//! that was finished is left as it is.
+//! that was finished is left as it is. A further replica is given the first one's root key and authority, and finds
+//! its users in the database.
 
 use std::{
     fmt, io,
@@ -17,7 +18,7 @@ use url::Url;
 use crate::{
     authority::{self, AuthorityError},
     clock::Clock,
-    config::{self, Config, ConfigError, File, Problem, TlsFile},
+    config::{self, Config, ConfigError, DatabaseFile, File, Problem, TlsFile},
     iam::{Principal, check_subject},
     keys::{Keys, KeysError},
     login::{CODE_SECONDS, one_time_code},
@@ -38,6 +39,14 @@ pub struct Wanted {
     pub listen: Option<String>,
     /// Where health and metrics are.
     pub admin_listen: Option<String>,
+    /// Where other replicas reach this one.
+    pub peer_listen: Option<String>,
+    /// As they reach it.
+    pub peer_address: Option<String>,
+    /// What is kept where; SQLite in the state directory when absent.
+    pub database: Option<DatabaseFile>,
+    /// The database's password, which isn't written down.
+    pub database_password: Option<SecretString>,
     /// A certificate that is there already, plain HTTP, or (`None`) an authority of the gateway's own.
     pub tls: Option<TlsFile>,
     /// What new agents check that certificate against.
@@ -67,7 +76,7 @@ pub struct Made {
     pub root_key: String,
     /// The first user.
     pub admin: String,
-    /// With which it sets a password, shown this once.
+    /// With which it sets a password, shown this once; `None` where the user was there.
     pub one_time_code: Option<SecretString>,
 }
 
@@ -98,6 +107,12 @@ pub enum InitError {
     /// A file can't be written.
     #[error("cannot write {}", .0.display())]
     Write(PathBuf, #[source] io::Error),
+    /// The database is another gateway's, as far as agents can tell.
+    #[error(
+        "the database belongs to a gateway with another root key; a further replica has the same: copy keys/root.key, \
+         keys/root.pub and tls/ from a replica's state directory to {}, and run this again", .0.display()
+    )]
+    OtherRoot(PathBuf),
     /// A new code for a gateway that isn't there.
     #[error("there is no gateway in {} yet; run: towline-gateway init --state-dir {}", .0.display(), .0.display())]
     NotThere(PathBuf),
@@ -116,7 +131,7 @@ pub async fn init(wanted: &Wanted, clock: &Clock) -> Result<Made, InitError> {
         return Err(InitError::NotThere(wanted.state_dir.clone()));
     }
     let (file, hosts) = plan(wanted, &path)?;
-    let config = file.check(&path)?;
+    let config = with_password(file.check(&path)?, wanted);
     let now = clock.unix();
 
     private::make_dir(&wanted.state_dir)
@@ -126,18 +141,31 @@ pub async fn init(wanted: &Wanted, clock: &Clock) -> Result<Made, InitError> {
         authority::create(&config.state_dir.join(TLS), &hosts, now)?;
     }
     let store = Store::open(&config.database).await?;
-    let made = populate(&store, wanted, now).await;
+    let made = async {
+        if store.is_shared() && !keys.vouch(&store.signing_keys().await?) {
+            return Err(InitError::OtherRoot(wanted.state_dir.clone()));
+        }
+        populate(&store, wanted, now).await
+    };
+    let made = made.await;
     store.close().await;
     let code = made?;
     let text = render(&file);
     private::write(&path, text.as_bytes())
         .map_err(|source| InitError::Write(path.clone(), source))?;
-    told(true, path, &config, &keys, &wanted.admin, Some(code))
+    told(true, path, &config, &keys, &wanted.admin, code)
+}
+
+fn with_password(mut config: Config, wanted: &Wanted) -> Config {
+    if let Some(password) = &wanted.database_password {
+        config.database = config.database.with_password(password.clone());
+    }
+    config
 }
 
 /// A gateway that is there: nothing is made but, when asked for, a new code.
 async fn again(wanted: &Wanted, path: &Path, clock: &Clock) -> Result<Made, InitError> {
-    let config = File::read(path)?.check(path)?;
+    let config = with_password(File::read(path)?.check(path)?, wanted);
     let keys = Keys::open(&config.keys(), clock.clone())?;
     let code = if wanted.new_bootstrap_code {
         let store = Store::open(&config.database).await?;
@@ -263,6 +291,9 @@ fn plan(wanted: &Wanted, path: &Path) -> Result<(File, Vec<String>), ConfigError
                 .clone()
                 .unwrap_or_else(|| ADMIN_LISTEN.to_owned()),
         ),
+        peer_listen: wanted.peer_listen.clone(),
+        peer_address: wanted.peer_address.clone(),
+        database: wanted.database.clone(),
         tls: Some(wanted.tls.clone().unwrap_or_else(|| TlsFile {
             mode: None,
             certificate: Some(own.join(authority::SERVER)),
@@ -277,8 +308,12 @@ fn plan(wanted: &Wanted, path: &Path) -> Result<(File, Vec<String>), ConfigError
     Ok((file, hosts))
 }
 
-/// The first user, and a project of theirs.
-async fn populate(store: &Store, wanted: &Wanted, now: u64) -> Result<SecretString, InitError> {
+/// The first user, and a project of theirs; without a code where other replicas have the user already.
+async fn populate(
+    store: &Store,
+    wanted: &Wanted,
+    now: u64,
+) -> Result<Option<SecretString>, InitError> {
     let code = one_time_code()?;
     let expires = now + CODE_SECONDS;
     let admin = User {
@@ -288,11 +323,19 @@ async fn populate(store: &Store, wanted: &Wanted, now: u64) -> Result<SecretStri
         operator: true,
         created: now,
     };
-    match store.create_user(&admin, &code, expires).await {
+    let code = match store.create_user(&admin, &code, expires).await {
+        // Somebody may have signed in with it.
+        Err(UserError::Exists(_)) if store.is_shared() => None,
         // A run that died half-way made the user, and its code was never shown.
-        Err(UserError::Exists(name)) => store.reset_password(&name, &code, expires).await?,
-        other => other?,
-    }
+        Err(UserError::Exists(name)) => {
+            store.reset_password(&name, &code, expires).await?;
+            Some(code)
+        }
+        other => {
+            other?;
+            Some(code)
+        }
+    };
     if let Some(project) = &wanted.project {
         let project: Project = project
             .parse()
@@ -305,7 +348,7 @@ async fn populate(store: &Store, wanted: &Wanted, now: u64) -> Result<SecretStri
             other => other?,
         }
     }
-    Ok(code.into())
+    Ok(code.map(Into::into))
 }
 
 /// The configuration as people write it. Keys without tables, so that what is added below is not in one.
@@ -324,6 +367,13 @@ fn render(file: &File) -> String {
     line("public_url", file.public_url.as_deref().map(text));
     line("listen", file.listen.as_deref().map(text));
     line("admin_listen", file.admin_listen.as_deref().map(text));
+    line("peer_listen", file.peer_listen.as_deref().map(text));
+    line("peer_address", file.peer_address.as_deref().map(text));
+    if let Some(database) = &file.database {
+        line("database.url", database.url.as_deref().map(text));
+        let password = database.password_file.as_deref();
+        line("database.password_file", password.map(path));
+    }
     if let Some(tls) = &file.tls {
         line("tls.mode", tls.mode.as_deref().map(text));
         line("tls.certificate", tls.certificate.as_deref().map(path));
@@ -383,6 +433,10 @@ impl fmt::Display for Made {
                  towline login {url}{trust} --username {admin} --one-time-code CODE",
                 CODE_SECONDS / 3600,
                 code.expose_secret(),
+            ),
+            None if self.changed => writeln!(
+                f,
+                "\nUser {admin:?} was in the database already.\n\nNext:\n  towline-gateway run --config {config}"
             ),
             None => writeln!(
                 f,
@@ -512,6 +566,40 @@ mod tests {
                 .await
                 .unwrap()
         );
+    }
+
+    #[tokio::test]
+    async fn a_further_replica_finds_its_users_and_leaves_them_as_they_are() {
+        let dirs: [_; 2] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+        let clock = Clock::fixed(NOW).0;
+        let database = DatabaseFile {
+            url: Some(towline_test_postgresql::Server::shared().database()),
+            ..DatabaseFile::default()
+        };
+        let [first, second] = dirs.each_ref().map(|dir| Wanted {
+            database: Some(database.clone()),
+            peer_listen: Some("10.0.0.1:7444".to_owned()),
+            ..wanted(dir.path())
+        });
+        let made = init(&first, &clock).await.unwrap();
+        let config = File::read(&made.config).unwrap().check(&made.config);
+        let (config, keys) = (config.unwrap(), dirs[0].path().join("keys"));
+        assert!(config.peer.is_some());
+        let store = Store::open(&config.database).await.unwrap();
+        let published = Keys::open(&keys, clock.clone()).unwrap().published();
+        store.publish_key(&published, NOW).await.unwrap();
+
+        let error = init(&second, &clock).await.unwrap_err();
+        assert!(matches!(error, InitError::OtherRoot(_)), "{error}");
+        for name in ["root.key", "root.pub"] {
+            std::fs::copy(keys.join(name), dirs[1].path().join("keys").join(name)).unwrap();
+        }
+        let again = init(&second, &clock).await.unwrap();
+        assert_eq!(again.root_key, made.root_key);
+        assert!(again.changed && again.one_time_code.is_none());
+        let code = made.one_time_code.unwrap();
+        let redeemed = store.redeem_code("admin", code.expose_secret(), "hash", NOW);
+        assert!(redeemed.await.unwrap());
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use towline_gateway::{
     authn::people::{People, PeopleError},
     authority,
     clock::Clock,
-    config::{Config, ConfigError, File, TlsFile},
+    config::{Config, ConfigError, DatabaseFile, File, TlsFile},
     init::{self, InitError, Wanted},
     keys::Keys,
     store::Store,
@@ -42,6 +42,10 @@ const EXAMPLES: &str = "Examples:
 
   Behind a proxy that ends TLS:
     towline-gateway init --state-dir /var/lib/towline --public-url https://gw.example.com --tls-off
+
+  One of several replicas on PostgreSQL; each further one is first given keys/root.key, keys/root.pub and tls/ of another:
+    towline-gateway init --state-dir /var/lib/towline --host gw.example.com \\
+        --database-url postgres://towline@db.example.com/towline --peer-listen 10.0.0.1:8444
 
   Only look whether the configuration can be used:
     towline-gateway run --config gateway.toml --check";
@@ -132,6 +136,25 @@ struct InitFlags {
     /// Where health and metrics are
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin_listen: Option<String>,
+
+    /// PostgreSQL for several replicas, or a file of SQLite; SQLite in the state directory when absent
+    #[arg(long, value_name = "URL", env = "TOWLINE_DATABASE_URL")]
+    database_url: Option<String>,
+
+    /// File with its password in the first line
+    #[arg(long, value_name = "FILE", requires = "database_url")]
+    database_password_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    database_password: DatabasePassword,
+
+    /// Where other replicas reach this one
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    peer_listen: Option<String>,
+
+    /// As they reach it; --peer-listen when absent
+    #[arg(long, value_name = "HOST[:PORT]", requires = "peer_listen")]
+    peer_address: Option<String>,
 
     /// A certificate that is there already (PEM)
     #[arg(
@@ -460,12 +483,21 @@ impl InitFlags {
                 key,
             }),
         };
+        let password_file = absolute(self.database_password_file)?;
         Ok(Wanted {
             state_dir: std::path::absolute(self.state_dir)?,
             public_url: self.public_url,
             hosts: self.hosts,
             listen: self.listen,
             admin_listen: self.admin_listen,
+            peer_listen: self.peer_listen,
+            peer_address: self.peer_address,
+            database: self.database_url.map(|url| DatabaseFile {
+                url: Some(url),
+                password_file,
+                ..DatabaseFile::default()
+            }),
+            database_password: self.database_password.password,
             tls,
             certificate_authority: absolute(self.certificate_authority)?,
             project: self.project,
