@@ -129,6 +129,7 @@ fn metrics(gateway: &Gateway) -> String {
         );
     }
     let (resumed, replayed) = gateway.tunnels.resumptions();
+    let (requests, connections) = gateway.replicas.passed_on();
     for (name, help, value) in [
         (
             "towline_sessions_resumed_total",
@@ -139,6 +140,16 @@ fn metrics(gateway: &Gateway) -> String {
             "towline_sessions_replayed_bytes_total",
             "Bytes sent again on those.",
             replayed,
+        ),
+        (
+            "towline_requests_passed_on_total",
+            "Requests that went to the replica that holds the session.",
+            requests,
+        ),
+        (
+            "towline_connections_passed_on_total",
+            "Agents' connections that went to the replica that holds the session.",
+            connections,
         ),
     ] {
         let _written = writeln!(

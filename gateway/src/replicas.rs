@@ -97,6 +97,8 @@ pub struct Replicas {
     news: Notify,
     /// When the others' keys were read last because of a token of an unknown one.
     looked_for_keys: tokio::sync::Mutex<Option<(Instant, bool)>>,
+    requests_passed_on: AtomicU64,
+    connections_passed_on: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
@@ -135,12 +137,23 @@ impl Replicas {
             unsaid: Mutex::default(),
             news: Notify::new(),
             looked_for_keys: tokio::sync::Mutex::default(),
+            requests_passed_on: AtomicU64::default(),
+            connections_passed_on: AtomicU64::default(),
         })
     }
 
     /// This replica: another with every start.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Requests, and agents' connections, that were passed on to the replica that holds the session.
+    pub fn passed_on(&self) -> (u64, u64) {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (
+            count(&self.requests_passed_on),
+            count(&self.connections_passed_on),
+        )
     }
 
     /// How many take new sessions, this one included.

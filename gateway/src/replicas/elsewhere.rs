@@ -1,6 +1,10 @@
 //! A session that another replica holds, and the way of requests and connections to it.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
@@ -103,6 +107,7 @@ impl Elsewhere {
             replicas.directory.doubt(&self.membership, &self.session.id);
             return Err(Unanswered::NotTaken);
         }
+        replicas.requests_passed_on.fetch_add(1, Ordering::Relaxed);
         Ok(answered)
     }
 }
@@ -214,6 +219,8 @@ pub(crate) async fn pass_on(
         let body = Full::new(body).map_err(|never| match never {});
         return Ok(Response::from_parts(head, body.boxed_unsync()));
     }
+    let passed_on = &gateway.replicas.connections_passed_on;
+    passed_on.fetch_add(1, Ordering::Relaxed);
     let far = hyper::upgrade::on(&mut answer);
     let near = near.ok_or_else(|| "the connection can't be switched".to_owned())?;
     let drain = gateway.drain.clone();
