@@ -373,7 +373,8 @@ fn switch(
 
 /// Why a stream ended, in the words that callers search for.
 fn reason(aborted: Aborted) -> String {
-    if aborted.0.starts_with(body::LOST) {
+    // A connection that is lost with all its streams shows itself as a reset of each, too.
+    if aborted.0.starts_with(body::LOST) || aborted.0 == body::RESET {
         Refused::AgentLost.to_string()
     } else {
         aborted.0
@@ -514,6 +515,19 @@ impl<R: Future<Output = String>> HttpBody for LongRunning<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn however_a_connection_was_lost_callers_are_told_the_same() {
+        let told = |words: &str| reason(Aborted(words.to_owned()));
+        let lost = "failed_precondition: connection to agent terminated";
+        for words in [
+            body::RESET.to_owned(),
+            format!("{}: broken pipe", body::LOST),
+        ] {
+            assert!(told(&words).starts_with(lost), "{words}");
+        }
+        assert_eq!(told("the container is gone"), "the container is gone");
+    }
 
     #[test]
     fn redirects_stay_within_the_cluster_however_they_are_spelled() {

@@ -65,6 +65,9 @@ pub struct Sender {
     end: Arc<OnceLock<Result<(), Aborted>>>,
 }
 
+/// What [`Aborted`] says of a stream whose far end went away without a word.
+pub const RESET: &str = "the far end reset the stream";
+
 /// The receiving end is gone: the stream was reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the far end reset the stream")]
@@ -222,7 +225,7 @@ where
         Poll::Ready(match ready!(Pin::new(&mut self.0).poll_frame(cx)) {
             // Only a stream that was really finished says so.
             None if self.0.is_end_stream() => None,
-            None => Some(Err(Aborted("the far end reset the stream".to_owned()))),
+            None => Some(Err(Aborted(RESET.to_owned()))),
             Some(Err(error)) => Some(Err(Aborted(format!("{LOST}: {error}")))),
             Some(Ok(frame)) => match frame.into_trailers() {
                 Err(data) => Some(Ok(data)),

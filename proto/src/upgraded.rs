@@ -11,7 +11,7 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::body::{Aborted, FromTunnel, Sender};
+use crate::body::{Aborted, FromTunnel, RESET, Sender};
 
 /// What is read at first, in bytes; an idle stream holds no more.
 const SMALL: usize = 4 * 1024;
@@ -84,7 +84,7 @@ async fn send<R: AsyncRead + Unpin>(
         let length = tokio::select! {
             // Nothing to read can come after a reset.
             biased;
-            () = sender.closed() => return Err(Aborted("the far end reset the stream".to_owned())),
+            () = sender.closed() => return Err(Aborted(RESET.to_owned())),
             length = read.read_buf(&mut buffer) => length.map_err(|e| Aborted(format!("connection lost: {e}")))?,
         };
         if length == 0 {
