@@ -18,8 +18,9 @@ const WANTED: usize = 2;
 /// Sessions that it has at most, those with replicas that are going included.
 const MAX_SESSIONS: usize = 16;
 
-/// How long a session may be without a connection and still count, where there are other replicas.
-const LOST_FOR_LONG: Duration = Duration::from_secs(10);
+/// How long a session may be without a connection and still count, where there are other replicas: a connection that was
+/// merely cut is replaced sooner, and one of a replica that is gone never is.
+const LOST_FOR_LONG: Duration = Duration::from_secs(1);
 
 /// When to look without a reason.
 const FAR: Duration = Duration::from_secs(3600);
@@ -40,6 +41,8 @@ struct Seat {
     /// What was known of it when it was looked at last.
     known: Notice,
     answered: bool,
+    /// It was without a connection for long when it was looked at last.
+    lost: bool,
 }
 
 impl Seat {
@@ -61,11 +64,12 @@ impl Seat {
 
     /// New requests will go on coming over it.
     fn stays(&self, alone: bool) -> bool {
-        let lost = || {
-            self.lost_at()
-                .is_some_and(|at| at.elapsed() >= LOST_FOR_LONG)
-        };
-        !self.leaving() && !self.handle.is_over() && (alone || !lost())
+        !self.leaving() && !self.handle.is_over() && (alone || !self.lost_for_long())
+    }
+
+    fn lost_for_long(&self) -> bool {
+        let lost = self.lost_at();
+        lost.is_some_and(|at| at.elapsed() >= LOST_FOR_LONG)
     }
 }
 
@@ -83,6 +87,7 @@ impl Seats {
                 replicas,
             },
             answered: false,
+            lost: false,
         };
         self.0.insert(id, seat);
     }
@@ -114,6 +119,9 @@ impl Seats {
                 // One that says so at once may do it the next time, too.
                 news |= seat.since.elapsed() > SHORT;
             }
+            let lost = seat.lost_for_long();
+            // Nobody else was needed before.
+            news |= lost && !std::mem::replace(&mut seat.lost, lost);
             if now.leaving && elsewhere && !std::mem::replace(&mut seat.answered, true) {
                 let session = seat.handle.id();
                 tracing::info!(

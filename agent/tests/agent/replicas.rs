@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -51,6 +51,8 @@ struct Replicas {
     told: AtomicUsize,
     next: AtomicUsize,
     hellos: AtomicUsize,
+    /// They don't know yet that those who are gone are.
+    unaware: AtomicBool,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -256,7 +258,11 @@ impl Replicas {
                 return self.switched(&proof);
             }
         }
-        refused(StatusCode::GONE)
+        refused(if self.unaware.load(Ordering::SeqCst) {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::GONE
+        })
     }
 
     fn switched(&self, proof: &str) -> Response<BoxBody<Bytes, Infallible>> {
@@ -299,6 +305,7 @@ impl World {
             told: AtomicUsize::new(names.len()),
             next: AtomicUsize::new(0),
             hellos: AtomicUsize::new(0),
+            unaware: AtomicBool::new(false),
             tasks: Mutex::default(),
         });
         for name in names {
@@ -482,6 +489,23 @@ async fn a_replica_that_says_that_it_goes_and_dies_is_left_for_another() {
         (world.state.sessions(), world.state.leaving()) == (2, 0)
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_replica_that_dies_is_not_waited_for_until_the_others_miss_it() {
+    let world = World::start(&["a"]).await;
+    world.replicas.tell(2);
+    world.sessions_with(&["a"]).await;
+    eventually("it has looked for another often enough", async || {
+        world.replicas.hellos.load(Ordering::SeqCst) > 8
+    })
+    .await;
+    let a = world.replicas.named("a");
+    world.replicas.unaware.store(true, Ordering::SeqCst);
+    world.replicas.add("b");
+    world.replicas.remove(&a);
+    a.die();
+    world.sessions_with(&["b"]).await;
 }
 
 #[tokio::test]
