@@ -111,6 +111,32 @@ impl Agent {
         self.program.as_mut().expect("the agent runs")
     }
 
+    /// A metric of its health listener; `None` while it doesn't say.
+    pub fn metric(&mut self, name: &str) -> Option<f64> {
+        const AT: &str = "127.0.0.1:";
+        let program = self.program.as_ref()?;
+        let said = program.out() + &program.err();
+        let (_, port) = said.split_once(AT)?;
+        let port: String = port.chars().take_while(char::is_ascii_digit).collect();
+        let url = format!("http://{AT}{port}/metrics");
+        let curl = Cmd::new("curl").args(["--silent", "--fail", "--max-time", "5", &url]);
+        let said = self.cluster.inside(curl).run();
+        (said.code == Some(0)).then(|| crate::gateway::sum(&said.text(), name))
+    }
+
+    /// Tells it to end and starts another in its place at once, as a Deployment does; the old process, which finishes
+    /// what it has.
+    ///
+    /// # Panics
+    /// It doesn't run.
+    #[track_caller]
+    pub fn replace(&mut self) -> Program {
+        let old = self.program.take().expect("the agent runs");
+        self.run();
+        old.signal(Signal::TERM);
+        old
+    }
+
     /// Ends it without a word.
     pub fn kill(&mut self) {
         drop(self.program.take());

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::{
     command::{Cmd, text_of},
     place,
@@ -74,6 +76,35 @@ impl Cluster {
         };
         up.insert(name.to_owned(), cluster.clone());
         cluster
+    }
+
+    /// Kills its API server.
+    ///
+    /// # Panics
+    /// It doesn't run.
+    #[track_caller]
+    pub fn kill_api_server(&self) {
+        let file = Path::new(self.setting("PID_DIR")).join("kube-apiserver");
+        let text = text_of(&file);
+        let pid = text
+            .split_whitespace()
+            .next()
+            .and_then(|pid| pid.parse().ok());
+        let pid = pid
+            .and_then(Pid::from_raw)
+            .expect("the API server's number");
+        kill_process(pid, Signal::KILL).expect("the API server runs");
+    }
+
+    /// Starts again what of it doesn't run.
+    #[track_caller]
+    pub fn repair(&self) {
+        let command = Self::command().args(["up", &self.name]);
+        let node = self.setting("WITH_NODE") == "yes";
+        let limit = Duration::from_secs(180);
+        if node { command.arg("--node") } else { command }
+            .limit(limit)
+            .ok();
     }
 
     fn command() -> Cmd {

@@ -174,7 +174,7 @@ fn start(
 }
 
 /// Debian keeps servers where only root's path looks.
-fn in_sbin(command: Cmd) -> Cmd {
+pub(crate) fn in_sbin(command: Cmd) -> Cmd {
     let path = place::variable("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin"))
 }

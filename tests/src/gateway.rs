@@ -30,7 +30,7 @@ pub struct Gateway {
     pub state: PathBuf,
     /// The file with the certificate that signs its own.
     pub certificate_authority: PathBuf,
-    /// With which `admin` signs in for the first time.
+    /// With which `admin` signs in for the first time; empty where another replica was there before.
     pub one_time_code: String,
     name: String,
     program: Option<Program>,
@@ -56,24 +56,59 @@ impl Gateway {
     /// The same, but known to everybody under `public_url`: what stands in front of it.
     #[track_caller]
     pub fn init_as(name: &str, cluster: &Cluster, public_url: Option<&str>) -> Self {
-        Self::init_with(
-            &place::directory(&format!("{name}-state")),
-            name,
-            cluster,
-            public_url,
-        )
+        let state = place::directory(&format!("{name}-state"));
+        Self::init_with(&state, name, cluster, free_port(), public_url, &[])
+    }
+
+    /// One of several replicas, known to everybody under `public_url`, that doesn't run yet; a further one is given what
+    /// `first` has.
+    #[track_caller]
+    pub fn init_replica(
+        name: &str,
+        cluster: &Cluster,
+        port: u16,
+        (public_url, database_url): (&str, &str),
+        first: Option<&Self>,
+    ) -> Self {
+        let state = place::directory(&format!("{name}-state"));
+        if let Some(first) = first {
+            for directory in ["keys", "tls"] {
+                fs::create_dir(state.join(directory)).expect("a directory can be made");
+            }
+            let shared = [
+                "ca.crt",
+                "ca.key",
+                "server.crt",
+                "server.key",
+                "server.json",
+            ];
+            let shared = shared.map(|name| format!("tls/{name}"));
+            for file in shared.iter().map(String::as_str).chain(ROOT_KEY) {
+                fs::copy(first.state.join(file), state.join(file)).expect("a replica has it");
+            }
+        }
+        let admin = format!("127.0.0.1:{}", free_port());
+        let more = ["--admin-listen", &admin, "--peer-listen", "127.0.0.1:0"];
+        let more = [&more[..], &["--database-url", database_url]].concat();
+        Self::init_with(&state, name, cluster, port, Some(public_url), &more)
     }
 
     /// Makes one with its state in a directory of the caller's.
     #[track_caller]
     pub fn init_in(state: &Path, name: &str, cluster: &Cluster) -> Self {
-        Self::init_with(state, name, cluster, None)
+        Self::init_with(state, name, cluster, free_port(), None, &[])
     }
 
     #[track_caller]
-    fn init_with(state: &Path, name: &str, cluster: &Cluster, public_url: Option<&str>) -> Self {
+    fn init_with(
+        state: &Path,
+        name: &str,
+        cluster: &Cluster,
+        port: u16,
+        public_url: Option<&str>,
+        more: &[&str],
+    ) -> Self {
         let ip = cluster.host_ip().to_owned();
-        let port = free_port();
         let url = public_url.map_or_else(|| format!("https://{ip}:{port}"), str::to_owned);
         let made = Cmd::new(place::program("towline-gateway"))
             .arg("init")
@@ -88,6 +123,7 @@ impl Gateway {
                 &format!("0.0.0.0:{port}"),
             ])
             .args(["--public-url", &url])
+            .args(more)
             .args(["--project", "demo", "--admin", "admin", "--print", "json"])
             .json();
         let text = |key: &str| {
@@ -101,7 +137,7 @@ impl Gateway {
             ip,
             port,
             certificate_authority: PathBuf::from(text("certificateAuthority")),
-            one_time_code: text("oneTimeCode"),
+            one_time_code: made["oneTimeCode"].as_str().unwrap_or_default().to_owned(),
             state: state.to_owned(),
             name: name.to_owned(),
             program: None,
@@ -191,6 +227,11 @@ impl Gateway {
         self.program.as_mut().expect("the gateway runs")
     }
 
+    /// The process, if it was started and not taken away.
+    pub fn started(&mut self) -> Option<&mut Program> {
+        self.program.as_mut()
+    }
+
     /// The addresses that it printed.
     #[track_caller]
     pub fn addresses(&mut self) -> serde_json::Value {
@@ -225,6 +266,9 @@ impl Gateway {
         });
     }
 }
+
+/// The root key, without which a further replica would be another gateway.
+const ROOT_KEY: [&str; 2] = ["keys/root.key", "keys/root.pub"];
 
 /// The sum of a metric in Prometheus' text format.
 pub fn sum(text: &str, name: &str) -> f64 {

@@ -1,6 +1,6 @@
 //! Plain HTTPS to a membership, by hand: what no kubectl would send, too.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, io, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, Uri, Version, request};
@@ -19,7 +19,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// A body of whatever kind.
-pub type Body = BoxBody<Bytes, std::io::Error>;
+pub type Body = BoxBody<Bytes, io::Error>;
 
 /// Where a membership is, and as whom.
 #[derive(Debug, Clone)]
@@ -135,20 +135,28 @@ impl Api {
     /// # Panics
     /// It can't be made.
     pub async fn tls(&self, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
+        let connected = self.try_tls(protocols).await;
+        connected.unwrap_or_else(|error| panic!("TLS with {}: {error}", self.authority()))
+    }
+
+    /// The same, where none is an answer.
+    ///
+    /// # Errors
+    /// Nobody accepts, or it isn't the gateway.
+    ///
+    /// # Panics
+    /// The URL has no host.
+    pub async fn try_tls(&self, protocols: &[&[u8]]) -> io::Result<TlsStream<TcpStream>> {
         let mut config = ClientConfig::builder()
             .with_root_certificates(Arc::clone(&self.roots))
             .with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-        let stream = TcpStream::connect(self.authority())
-            .await
-            .expect("the gateway accepts");
-        stream.set_nodelay(true).expect("an option can be set");
+        let stream = TcpStream::connect(self.authority()).await?;
+        stream.set_nodelay(true)?;
         let host = self.server.host().expect("a server has a host").to_owned();
         let name = ServerName::try_from(host).expect("a host is a name or an address");
-        TlsConnector::from(Arc::new(config))
-            .connect(name, stream)
-            .await
-            .expect("TLS with the gateway")
+        let connector = TlsConnector::from(Arc::new(config));
+        connector.connect(name, stream).await
     }
 
     /// An HTTP/1.1 connection.
@@ -249,23 +257,8 @@ impl Connection {
     pub async fn try_send(&mut self, request: Request<Body>) -> hyper::Result<Response<Incoming>> {
         match self {
             Self::One(sender) => {
-                // HTTP/1.1 takes the path alone, and a Host.
-                let (mut head, body) = request.into_parts();
-                if let Some(authority) = head.uri.authority() {
-                    let host = authority
-                        .as_str()
-                        .parse()
-                        .expect("an authority can stand in a header");
-                    head.headers.entry("host").or_insert(host);
-                }
-                let path = head
-                    .uri
-                    .path_and_query()
-                    .map_or("/", |path| path.as_str())
-                    .to_owned();
-                head.uri = path.parse().expect("a path is a URI");
                 sender.ready().await?;
-                sender.send_request(Request::from_parts(head, body)).await
+                sender.send_request(in_origin_form(request)).await
             }
             Self::Two(sender) => {
                 sender.ready().await?;
@@ -273,6 +266,25 @@ impl Connection {
             }
         }
     }
+}
+
+/// As HTTP/1.1 has it: the path alone, and a Host.
+pub(crate) fn in_origin_form(request: Request<Body>) -> Request<Body> {
+    let (mut head, body) = request.into_parts();
+    if let Some(authority) = head.uri.authority() {
+        let host = authority
+            .as_str()
+            .parse()
+            .expect("an authority can stand in a header");
+        head.headers.entry("host").or_insert(host);
+    }
+    let path = head
+        .uri
+        .path_and_query()
+        .map_or("/", |path| path.as_str())
+        .to_owned();
+    head.uri = path.parse().expect("a path is a URI");
+    Request::from_parts(head, body)
 }
 
 /// Reads an answer to its end.

@@ -16,6 +16,7 @@
 
 pub mod agent;
 pub mod apiserver;
+pub mod balancer;
 pub mod certificate;
 pub mod cluster;
 pub mod command;
@@ -26,9 +27,11 @@ mod group;
 pub mod http;
 pub mod idp;
 pub mod issuer;
+pub mod load;
 pub mod place;
 pub mod program;
 pub mod pty;
+pub mod replicas;
 pub mod user;
 pub mod wait;
 pub mod world;
@@ -39,6 +42,7 @@ pub use command::{Cmd, Output};
 pub use gateway::Gateway;
 pub use idp::{Keycloak, Provider};
 pub use program::Program;
+pub use replicas::Replicas;
 pub use user::User;
 pub use wait::{Stopwatch, wait_for, wait_until};
 pub use world::{Shared, World, shared};

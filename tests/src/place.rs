@@ -35,11 +35,12 @@ pub fn full() -> bool {
 pub fn program(name: &str) -> PathBuf {
     let directory = variable("TOWLINE_BIN_DIR").map_or_else(
         || {
-            // target/debug/deps/kubectl-0123abcd
+            // target/debug/deps/kubectl-0123abcd, or target/debug/soak
             let own = env::current_exe().expect("a test knows its path");
-            own.ancestors()
-                .nth(2)
-                .expect("tests are built into target/PROFILE/deps")
+            let mut directories = own.ancestors().skip(1);
+            directories
+                .find(|directory| !directory.ends_with("deps"))
+                .expect("tests are built into target/PROFILE")
                 .to_owned()
         },
         PathBuf::from,

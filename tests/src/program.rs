@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ExitStatus},
     time::Duration,
@@ -122,11 +122,7 @@ impl Program {
     /// It was not started with an open input, or has ended.
     #[track_caller]
     pub fn write(&mut self, bytes: impl AsRef<[u8]>) {
-        let stdin = self.stdin.as_mut().expect("started with an open input");
-        stdin
-            .write_all(bytes.as_ref())
-            .and_then(|()| stdin.flush())
-            .expect("the program reads");
+        self.try_write(bytes).expect("the program reads");
     }
 
     /// Ends its input.
@@ -139,8 +135,30 @@ impl Program {
         self.ended().is_none()
     }
 
+    /// The same, where an end of the program is an answer.
+    ///
+    /// # Errors
+    /// The program doesn't read any more.
+    ///
+    /// # Panics
+    /// It was not started with an open input.
+    #[track_caller]
+    pub fn try_write(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        let stdin = self.stdin.as_mut().expect("started with an open input");
+        stdin.write_all(bytes.as_ref())?;
+        stdin.flush()
+    }
+
+    /// Ends it, and takes what it said away.
+    pub fn forget(mut self) {
+        self.kill();
+        for log in [&self.out, &self.err] {
+            fs::remove_file(log).ok();
+        }
+    }
+
     /// How it ended, if it did. What it started ends with it: from now on its number may be another's.
-    fn ended(&mut self) -> Option<ExitStatus> {
+    pub fn ended(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("a child can be waited for");
             if self.status.is_some() {
