@@ -15,7 +15,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
-use crate::app::Gateway;
+use crate::{app::Gateway, drain::Left};
 
 /// Answers by the first digit of their status.
 #[derive(Debug, Default)]
@@ -61,8 +61,10 @@ pub async fn run(gateway: Arc<Gateway>, listener: TcpListener) {
 fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response<Full<bytes::Bytes>> {
     let (status, text) = match request.uri().path() {
         "/livez" | "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
-        "/readyz" if gateway.drain.is_cancelled() => {
-            (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned())
+        "/readyz" if gateway.leaving.is_cancelled() => {
+            let left = Left::of(gateway);
+            let text = format!("draining, {} streams are left\n", left.streams);
+            (StatusCode::SERVICE_UNAVAILABLE, text)
         }
         // As long as requests are served from memory, a database that is away is no reason to send them elsewhere.
         "/readyz" if !gateway.store.is_believed() => (
@@ -110,6 +112,16 @@ fn metrics(gateway: &Gateway) -> String {
             "towline_connections",
             "Connections on the public port.",
             gateway.connections.len(),
+        ),
+        (
+            "towline_session_requests",
+            "Requests in sessions, those that other replicas pass on included.",
+            gateway.tunnels.requests(),
+        ),
+        (
+            "towline_draining",
+            "Whether the gateway is going, and waits for its streams.",
+            usize::from(gateway.leaving.is_cancelled()),
         ),
         (
             "towline_tasks",

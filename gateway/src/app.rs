@@ -2,14 +2,14 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use towline_proto::handshake::{NoRandomness, random_id};
 
 use crate::{
     admin,
     agents::SeenHellos,
-    audit::{self, Audit, SinkError},
+    audit::{Audit, SinkError},
     authn::{
         people::{People, PeopleError},
         standing::Grounds,
@@ -17,6 +17,8 @@ use crate::{
     },
     clock::Clock,
     config::Config,
+    drain,
+    handed::Sockets,
     keys::Keys,
     live::Live,
     login,
@@ -72,7 +74,9 @@ pub struct Gateway {
     pub connections: TaskTracker,
     /// Cancelled when the gateway is told to end: it opens no new session.
     pub leaving: CancellationToken,
-    /// Cancelled when the gateway begins to drain.
+    /// Cancelled when the public port takes no more connections.
+    pub closed: CancellationToken,
+    /// Cancelled when the public port's connections are to end with what they have.
     pub drain: CancellationToken,
 }
 
@@ -126,6 +130,8 @@ pub struct Running {
     public: SocketAddr,
     admin: SocketAddr,
     peer: Option<SocketAddr>,
+    /// The public port's socket is not this process's own.
+    handed_over: bool,
     loops: Vec<JoinHandle<()>>,
 }
 
@@ -140,6 +146,21 @@ impl Gateway {
         keys: Arc<Keys>,
         store: Store,
     ) -> Result<Running, StartError> {
+        Self::start_on(Sockets::default(), config, clock, keys, store).await
+    }
+
+    /// The same, on sockets that were bound by somebody else.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_on(
+        sockets: Sockets,
+        config: Config,
+        clock: Clock,
+        keys: Arc<Keys>,
+        store: Store,
+    ) -> Result<Running, StartError> {
+        let handed_over = sockets.public.is_some();
         let certificate = match &config.tls {
             Some(tls) => Some(
                 Certificate::load(&tls.certificate, &tls.key).map_err(StartError::Certificate)?,
@@ -159,11 +180,12 @@ impl Gateway {
         let (audit, writer) = Audit::open(config.audit.clone(), clock.clone())
             .await
             .map_err(StartError::Audit)?;
-        let (listener, public) = bind("listen", config.listen).await?;
-        let (admin_listener, admin) = bind("admin_listen", config.admin_listen).await?;
+        let (listener, public) = bind("listen", config.listen, sockets.public).await?;
+        let (admin_listener, admin) =
+            bind("admin_listen", config.admin_listen, sockets.admin).await?;
         let (peer_listener, peer) = match &config.peer {
             Some(peer) => {
-                let (listener, bound) = bind("peer_listen", peer.listen).await?;
+                let (listener, bound) = bind("peer_listen", peer.listen, sockets.peer).await?;
                 (Some((listener, peer.told(bound))), Some(bound))
             }
             None => (None, None),
@@ -198,6 +220,7 @@ impl Gateway {
             peers: TaskTracker::new(),
             connections: TaskTracker::new(),
             leaving: CancellationToken::new(),
+            closed: CancellationToken::new(),
             drain: CancellationToken::new(),
         });
         let mut loops = vec![
@@ -222,6 +245,11 @@ impl Gateway {
             own(Arc::clone(&gateway.people).watch(gateway.store.clone(), gateway.clock.clone())),
             own(gateway.slow.clone().bound(gateway.live.clone())),
         ];
+        if handed_over && !gateway.store.is_shared() {
+            // The one before this writes until it has drained, and the one after it before this has.
+            let store = gateway.store.clone();
+            loops.push(own(async move { store.follow_file().await }));
+        }
         if let Some(certificate) = certificate {
             loops.push(own(certificate.watch()));
         }
@@ -239,6 +267,7 @@ impl Gateway {
             public,
             admin,
             peer,
+            handed_over,
             loops,
         })
     }
@@ -264,13 +293,20 @@ fn own(task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
 async fn bind(
     field: &'static str,
     address: SocketAddr,
+    given: Option<std::net::TcpListener>,
 ) -> Result<(TcpListener, SocketAddr), StartError> {
     let failed = |source| StartError::Listen {
         field,
         address,
         source,
     };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = match given {
+        Some(socket) => {
+            socket.set_nonblocking(true).map_err(failed)?;
+            TcpListener::from_std(socket).map_err(failed)?
+        }
+        None => TcpListener::bind(address).await.map_err(failed)?,
+    };
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
 }
@@ -296,41 +332,9 @@ impl Running {
         &self.gateway
     }
 
-    /// Drains: readiness goes off, connections finish what they have, running streams go on up to the limit.
+    /// Drains, as [`drain`](mod@drain) says.
     pub async fn drain(self) {
-        let gateway = &self.gateway;
-        gateway.leaving.cancel();
-        gateway.drain.cancel();
-        gateway.connections.close();
-        gateway.replicas.leave().await;
-        let limit = gateway.config.drain_limit;
-        tracing::info!(streams = gateway.live.count(), ?limit, "draining");
-        let streams = async {
-            gateway.connections.wait().await;
-            // Upgraded streams have left their connections; each still counts as running.
-            gateway.live.all_ended().await;
-        };
-        if timeout(limit, streams).await.is_err() {
-            tracing::warn!(
-                streams = gateway.live.count(),
-                "the drain limit is over; streams are cut"
-            );
-        }
-        gateway.tunnels.close_all("the gateway is shutting down");
-        gateway.replicas.close();
-        gateway.tasks.close();
-        // A session notes its end in the store; nothing it waits for takes longer.
-        if timeout(std::time::Duration::from_secs(5), gateway.tasks.wait())
-            .await
-            .is_err()
-        {
-            tracing::warn!("some sessions did not end in time");
-        }
-        gateway.replicas.part(gateway.clock.unix()).await;
-        if timeout(audit::FLUSH, gateway.audit.flush()).await.is_err() {
-            tracing::error!("some audit events could not be written in time");
-        }
-        gateway.store.close().await;
+        drain::run(&self.gateway, self.handed_over).await;
     }
 }
 
@@ -339,6 +343,7 @@ impl Drop for Running {
         for task in &self.loops {
             task.abort();
         }
+        self.gateway.closed.cancel();
         self.gateway.drain.cancel();
         self.gateway.tunnels.close_all("the gateway is gone");
     }

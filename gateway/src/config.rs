@@ -62,7 +62,9 @@ pub struct File {
     pub certificate_authority: Option<PathBuf>,
     /// Addresses and networks of proxies whose `X-Forwarded-For` is believed; none.
     pub trusted_proxies: Option<Vec<String>>,
-    /// How long running streams may go on after SIGTERM; `60s`.
+    /// How long everything goes on after SIGTERM but for readiness; `5s`.
+    pub drain_delay: Option<String>,
+    /// How long running streams may go on after SIGTERM; `1h`.
     pub drain_limit: Option<String>,
     /// How long an agent's session is kept without a connection; `60s`, and not at all with `0s`.
     pub session_grace: Option<String>,
@@ -163,7 +165,9 @@ pub struct Config {
     pub certificate_authority: Option<PathBuf>,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// How long running streams may go on after SIGTERM.
+    /// How long everything goes on after SIGTERM but for readiness.
+    pub drain_delay: Duration,
+    /// How long running streams may go on after that.
     pub drain_limit: Duration,
     /// How long a session is kept without a connection.
     pub session_grace: Duration,
@@ -341,8 +345,11 @@ impl File {
                 format!("must be between {LEAST_HELD} and {MOST_HELD}"),
             );
         }
-        let drain_limit = check.or("drain_limit", self.drain_limit.as_deref(), "60s", duration);
         let (least, most) = (Duration::ZERO, Duration::from_secs(600));
+        let drain_delay = check.or("drain_delay", self.drain_delay.as_deref(), "5s", |text| {
+            within(text, least, most)
+        });
+        let drain_limit = check.or("drain_limit", self.drain_limit.as_deref(), "1h", duration);
         let session_grace = check.or(
             "session_grace",
             self.session_grace.as_deref(),
@@ -378,6 +385,7 @@ impl File {
             peer,
             database,
             tls,
+            drain_delay,
             drain_limit,
             session_grace,
             access,
@@ -392,6 +400,7 @@ impl File {
                 Some(peer),
                 Some(database),
                 Some(tls),
+                Some(drain_delay),
                 Some(drain_limit),
                 Some(session_grace),
                 Some(access),
@@ -411,6 +420,7 @@ impl File {
                     .map(|path| state_dir.join(path)),
                 state_dir,
                 trusted_proxies,
+                drain_delay,
                 drain_limit,
                 session_grace,
                 limits,
@@ -560,6 +570,7 @@ impl fmt::Debug for Config {
             .field("tls", &self.tls)
             .field("certificate_authority", &self.certificate_authority)
             .field("trusted_proxies", &self.trusted_proxies)
+            .field("drain_delay", &self.drain_delay)
             .field("drain_limit", &self.drain_limit)
             .field("session_grace", &self.session_grace)
             .field("limits", &self.limits)
@@ -729,7 +740,8 @@ mod tests {
             Database::Sqlite("/etc/towline/towline.db".into())
         );
         assert_eq!(config.tls, None);
-        assert_eq!(config.drain_limit.as_secs(), 60);
+        assert_eq!(config.drain_delay.as_secs(), 5);
+        assert_eq!(config.drain_limit.as_secs(), 3600);
         assert_eq!(config.session_grace.as_secs(), 60);
         assert_eq!(config.limits, Defaults::default());
         assert_eq!(config.tokens.access.as_secs(), 600);
@@ -747,6 +759,7 @@ mod tests {
             tls = { certificate = "tls/server.crt", key = "/run/secrets/tls.key" }
             certificate_authority = "tls/ca.crt"
             trusted_proxies = ["10.0.0.0/8", "::1"]
+            drain_delay = "0s"
             drain_limit = "2m"
             limits = { streams_per_principal = 10 }
             tokens = { access = "1h", idle = "12h", sign_in = "1d" }
@@ -778,6 +791,7 @@ mod tests {
             ),
             (10, 500)
         );
+        assert_eq!(config.drain_delay, Duration::ZERO);
         assert_eq!(config.drain_limit.as_secs(), 120);
         assert_eq!(
             config.tokens,
@@ -816,7 +830,7 @@ mod tests {
              TOML parse error at line 3, column 1\n  |\n3 | listn = \"x\"\n  | ^^^^^\n\
              unknown field `listn`, expected one of `public_url`, `listen`, `admin_listen`, `peer_listen`, `peer_address`, \
              `state_dir`, `database`, `tls`, \
-             `certificate_authority`, `trusted_proxies`, `drain_limit`, `session_grace`, `limits`, `tokens`, `authentication_config`, `login`, \
+             `certificate_authority`, `trusted_proxies`, `drain_delay`, `drain_limit`, `session_grace`, `limits`, `tokens`, `authentication_config`, `login`, \
              `federation`, `audit`\n"
         );
         let error = check("listen = 1").unwrap_err().to_string();

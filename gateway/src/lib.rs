@@ -19,7 +19,7 @@
 //! writes down what was done and how it ended.
 //!
 //! The other doors of the same port: [`agents`] (sessions), [`login`] (the embedded issuer), [`api`] (management).
-//! Underneath: [`iam`] (values), [`store`], [`keys`], [`clock`]. Around: [`config`], [`init`], [`app`], [`tls`],
+//! Underneath: [`iam`] (values), [`store`], [`keys`], [`clock`]. Around: [`config`], [`init`], [`app`], [`drain`](mod@drain), [`handed`], [`tls`],
 //! [`authority`], [`admin`].
 
 pub mod admin;
@@ -33,10 +33,12 @@ pub mod authority;
 pub mod authz;
 pub mod clock;
 pub mod config;
+pub mod drain;
 pub mod error;
 pub mod forward;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod handed;
 pub mod iam;
 pub mod init;
 pub mod keys;

@@ -20,6 +20,7 @@ use towline_gateway::{
     authority,
     clock::Clock,
     config::{Config, ConfigError, DatabaseFile, File, TlsFile},
+    handed::Sockets,
     init::{self, InitError, Wanted},
     keys::Keys,
     store::Store,
@@ -66,7 +67,8 @@ const KEYS: &str = "Configuration file (TOML):
   tls.mode               \"off\": plain HTTP, behind a proxy that ends TLS
   certificate_authority  PEM file that new agents check the certificate against
   trusted_proxies        addresses and networks whose X-Forwarded-For is believed [none]
-  drain_limit            how long streams may go on after SIGTERM      [60s]
+  drain_delay            how long only readiness is off after SIGTERM  [5s]
+  drain_limit            how long streams may go on after that         [1h]
   session_grace          how long a session is kept without a connection [60s]
   limits                 what callers may use where their project has set nothing (towline quotas):
     requests_per_minute_per_principal, requests_per_minute_per_project [6000, 60000]
@@ -88,6 +90,8 @@ const KEYS: &str = "Configuration file (TOML):
   federation.allow_issuers  issuers of workloads that may have private addresses [none]
 
 SIGTERM drains: readiness goes off, agents go elsewhere, streams go on up to drain_limit. A second one ends at once.
+Sockets that the system hands over (LISTEN_FDS) take the place of listen; of admin_listen and peer_listen those that
+are called admin and peer.
 Exit status: 64 for a configuration that can't be used, 1 for a start that failed.";
 
 /// Towline's gateway: authenticates callers and sends their requests down the tunnels of their clusters
@@ -239,6 +243,10 @@ struct RunFlags {
     #[arg(long, value_name = "HOST[:PORT]", env = "TOWLINE_PEER_ADDRESS")]
     peer_address: Option<String>,
 
+    /// What the sockets are called that the system hands over
+    #[arg(long, hide = true, env = "LISTEN_FDNAMES", default_value = "")]
+    listen_fd_names: String,
+
     /// Only look whether the configuration can be used
     #[arg(long)]
     check: bool,
@@ -346,7 +354,8 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
                 return Ok(());
             }
             log(flags.log, flags.log_format)?;
-            block_on(run(config, flags.print_addresses))
+            let sockets = Sockets::take(&flags.listen_fd_names)?;
+            block_on(run(config, sockets, flags.print_addresses))
         }
         Command::Completions { shell } => {
             clap_complete::generate(
@@ -361,7 +370,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
     }
 }
 
-async fn run(config: Config, print_addresses: bool) -> anyhow::Result<()> {
+async fn run(config: Config, sockets: Sockets, print_addresses: bool) -> anyhow::Result<()> {
     let (mut term, mut interrupt) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
@@ -377,7 +386,7 @@ async fn run(config: Config, print_addresses: bool) -> anyhow::Result<()> {
     authority::renew_due(&own, clock.unix()).context("the certificate can't be renewed")?;
     let keys = Arc::new(Keys::open(&config.keys(), clock.clone())?);
     let store = Store::open(&config.database).await?;
-    let running = Gateway::start(config, clock.clone(), keys, store.clone()).await?;
+    let running = Gateway::start_on(sockets, config, clock.clone(), keys, store.clone()).await?;
     if print_addresses {
         let addresses = serde_json::json!({
             "public": running.public_address(),

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -21,7 +21,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -73,7 +73,7 @@ pub async fn run(gateway: Arc<Gateway>, listener: TcpListener, certificate: Opti
             return;
         };
         let accepted = tokio::select! {
-            () = gateway.drain.cancelled() => return,
+            () = gateway.closed.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         let (stream, peer) = match accepted {
@@ -162,21 +162,50 @@ where
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(Duration::from_secs(10));
     let drain = gateway.drain.clone();
-    let service = service_fn(move |request| {
-        let gateway = Arc::clone(&gateway);
-        async move { Ok::<_, Infallible>(route(&gateway, peer, request).await) }
+    let (heard, mut version) = watch::channel(None);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (gateway, version) = (Arc::clone(&gateway), request.version());
+        heard.send_if_modified(|known| known.replace(version) != Some(version));
+        async move {
+            let mut response = route(&gateway, peer, request).await;
+            let last = version < Version::HTTP_2 && gateway.drain.is_cancelled();
+            if last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                close_with(&mut response);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
+    // One of HTTP/1.1 ends with its next answer: whoever sends a request while it is closed can't know whether it was
+    // heard. One that isn't used ends with HEAD_LIMIT, after whoever opened it has given it up.
+    let may_close = async {
+        drain.cancelled().await;
+        let asked = async { version.wait_for(Option::is_some).await.is_ok() };
+        let asked = timeout(HEAD_LIMIT, asked).await;
+        let http1 = version
+            .borrow()
+            .is_some_and(|version| version < Version::HTTP_2);
+        if asked.is_ok() && http1 {
+            std::future::pending().await
+        }
+    };
     let connection = builder
         .serve_connection_with_upgrades(TokioIo::new(Opening::new(stream, OPENING_LIMIT)), service);
     tokio::pin!(connection);
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
-        () = drain.cancelled() => {
+        () = may_close => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
     outcome.map_err(io::Error::other)
+}
+
+/// The connection ends with this answer.
+fn close_with(response: &mut Response<request::Body>) {
+    response
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
 /// Which door a request takes.
@@ -189,9 +218,7 @@ async fn route(
     let path = request.uri().path();
     let response = if let Err(refused) = framing(&request) {
         let mut response = refused.into_response("-");
-        response
-            .headers_mut()
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        close_with(&mut response);
         response
     } else if path == endpoint::AGENT_CONNECT {
         agents::connect(gateway, client, request).await

@@ -59,6 +59,9 @@ const MIGRATE: Duration = Duration::from_secs(60);
 /// On PostgreSQL, the lock under which one writer of all replicas is at work: a number of this program's own.
 const WRITER: &str = "SELECT pg_advisory_xact_lock(8390046702181572608)";
 
+/// How often it is looked whether another process has written into the same file.
+const FOLLOWED: Duration = Duration::from_secs(2);
+
 /// What several queries are made in.
 type Transaction = sqlx::Transaction<'static, Any>;
 
@@ -160,6 +163,36 @@ impl Store {
     /// For how long the database has been out of reach, as far as is known.
     pub fn away(&self) -> Option<Duration> {
         self.inner.changes.away()
+    }
+
+    /// Has everything looked at again when another process has written into the same SQLite file, until this is closed:
+    /// two have it open while one gateway follows another on a machine.
+    pub(crate) async fn follow_file(&self) {
+        let reader = &self.inner.pools.reader;
+        let follow = async {
+            loop {
+                let mut known = None;
+                // It tells of other connections' commits, so it has to be the same one each time.
+                if let Ok(mut connection) = reader.acquire().await {
+                    let mut version = async || {
+                        sqlx::query_scalar::<_, i64>("PRAGMA data_version")
+                            .fetch_one(&mut *connection)
+                            .await
+                    };
+                    while let Ok(version) = version().await {
+                        if known.replace(version) != Some(version) {
+                            self.look_again();
+                        }
+                        tokio::time::sleep(FOLLOWED).await;
+                    }
+                }
+                tokio::time::sleep(FOLLOWED).await;
+            }
+        };
+        tokio::select! {
+            () = reader.close_event() => {}
+            () = follow => {}
+        }
     }
 
     /// Whether the database answers.

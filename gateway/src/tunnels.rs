@@ -439,6 +439,13 @@ impl Tunnels {
         live.map_or(0, |live| live.iter().map(|tunnel| tunnel.streams()).sum())
     }
 
+    /// How many requests are in all sessions here.
+    pub fn requests(&self) -> usize {
+        let state = self.lock();
+        let all = state.live.values().flatten();
+        all.map(|tunnel| tunnel.streams()).sum()
+    }
+
     /// How many sessions there are here in all, and how many of them wait for a connection.
     pub fn count(&self) -> (usize, usize) {
         let state = self.lock();

@@ -9,6 +9,7 @@
 )]
 
 pub(crate) mod path {
+    pub(crate) mod agent;
     mod audit;
     mod away;
     pub(crate) mod double;

@@ -139,6 +139,14 @@ pub(crate) async fn switch(
     gateway: SocketAddr,
     hello: &str,
 ) -> Result<(HeaderMap, TokioIo<Upgraded>), (StatusCode, String)> {
+    switch_on(TcpStream::connect(gateway).await.unwrap(), hello).await
+}
+
+/// The same on a connection that is there.
+pub(crate) async fn switch_on(
+    stream: TcpStream,
+    hello: &str,
+) -> Result<(HeaderMap, TokioIo<Upgraded>), (StatusCode, String)> {
     let request = Request::get(endpoint::AGENT_CONNECT)
         .header(header::HOST, "gateway")
         .header(header::CONNECTION, "Upgrade")
@@ -147,7 +155,6 @@ pub(crate) async fn switch(
         .header(handshake::HELLO, hello)
         .body(Empty::<Bytes>::new())
         .unwrap();
-    let stream = TcpStream::connect(gateway).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .unwrap();

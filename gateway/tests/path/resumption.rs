@@ -3,7 +3,7 @@
 use std::{convert::Infallible, pin::pin, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{
     body::{Frame, Incoming},
@@ -17,76 +17,21 @@ use tokio::{
 use towline_gateway::tunnels::MAX_SESSIONS;
 use towline_proto::{
     body,
-    handshake::{self, Facts, Opened, Opening, Resumption, ResumptionKey},
+    handshake::{self, Facts, Opening, Resumption, ResumptionKey},
     jws::KeyPair,
-    session::{Handle, Phase},
-    tunnel, wire,
+    session::Phase,
+    tunnel,
 };
 
 use super::{
-    double::{self, Answer, Connected},
+    agent::{Agent, facts},
+    double::{self, Answer},
     leases::exec,
     world::{World, bounded, membership},
 };
 use crate::get;
 
-/// A session of the world's agent, as the agent sees it.
-struct Agent {
-    opened: Arc<Opened>,
-    handle: Handle,
-    _connected: Connected,
-}
-
-fn facts(host: &str, process: &str) -> Facts {
-    Facts {
-        host: host.to_owned(),
-        process: process.to_owned(),
-        ..Facts::default()
-    }
-}
-
-/// Upgraded streams echo.
-async fn echo(request: Request<Incoming>) -> Answer {
-    let (sender, channel) = body::channel();
-    double::own(async move {
-        let mut body = request.into_body();
-        while let Some(Ok(frame)) = body.frame().await {
-            if let Ok(bytes) = frame.into_data() {
-                sender.send(bytes).await.unwrap();
-            }
-        }
-    });
-    let mut answer = Response::new(channel.map_err(Into::into).boxed_unsync());
-    let protocol = HeaderValue::from_static("websocket");
-    answer.headers_mut().insert(wire::UPGRADED, protocol);
-    answer
-}
-
 impl Agent {
-    async fn start(world: &World, facts: &Facts) -> Self {
-        let (gateway, before) = (world.holder().public_address(), world.sessions());
-        let root = world.running.gateway().keys.root();
-        let (opened, session) =
-            double::open(gateway, &world.agent_key, root, &membership(), facts).await;
-        let (opened, handle) = (Arc::new(opened), session.handle());
-        let connected = double::answering(
-            Arc::clone(&opened),
-            session,
-            membership(),
-            |request: Request<Incoming>, _| echo(request),
-        );
-        world.connected(before + 1).await;
-        world.known(before + 1).await;
-        bounded(handle.phase().wait_for(|now| *now == Phase::Up))
-            .await
-            .unwrap();
-        Self {
-            opened,
-            handle,
-            _connected: connected,
-        }
-    }
-
     /// Loses the connection; how far the session has come, and the number of the next connection.
     fn lose(&self) -> (u64, u64) {
         let generation = self.handle.generation() + 1;

@@ -1,7 +1,7 @@
 //! A gateway on a port of its own, with users, one membership and clients.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::Path,
     sync::{
         Arc, Mutex,
@@ -25,6 +25,7 @@ use towline_gateway::{
     app::{Gateway, Running},
     clock::Clock,
     config::{Config, File},
+    handed::Sockets,
     iam::{Binding, Policy, Principal, Role},
     keys::Keys,
     live::Stream,
@@ -40,6 +41,9 @@ use towline_proto::{
 use towline_test_postgresql::Server;
 
 use super::double::{self, Answer, Connected, own};
+
+/// The database, where it is a file.
+const FILE: &str = "towline.db";
 
 /// What every wait in these tests is bounded by.
 pub(crate) async fn bounded<F: Future>(future: F) -> F::Output {
@@ -74,9 +78,21 @@ impl World {
 
     /// The same, on a database of a PostgreSQL server.
     pub(crate) async fn start_on(database: Option<Database>, more: &str) -> Self {
+        Self::put_up(database, None, more).await
+    }
+
+    /// The same, on a socket that is there already.
+    #[allow(dead_code, reason = "of sockets that are handed over alone")]
+    pub(crate) async fn handed(socket: TcpListener, more: &str) -> Self {
+        Self::put_up(None, Some(socket), more).await
+    }
+
+    async fn put_up(database: Option<Database>, socket: Option<TcpListener>, more: &str) -> Self {
         let state = tempfile::tempdir().unwrap();
         let open = async || match &database {
             Some(database) => Store::open(database).await.unwrap(),
+            // Another will have it open, too.
+            None if socket.is_some() => Store::open_file(&state.path().join(FILE)).await.unwrap(),
             None => Store::in_memory().await.unwrap(),
         };
         let store = open().await;
@@ -110,20 +126,24 @@ impl World {
             .await
             .unwrap();
         let keys = Keys::create(&state.path().join("keys"), Clock::System).unwrap();
-        let start = async |dir: &Path, keys, store| {
+        let start = async |dir: &Path, keys, store, public| {
             let config = config(dir, more);
-            Gateway::start(config, Clock::System, keys, store)
+            let sockets = Sockets {
+                public,
+                ..Sockets::default()
+            };
+            Gateway::start_on(sockets, config, Clock::System, keys, store)
                 .await
                 .unwrap()
         };
         let elsewhere = if crate::ELSEWHERE {
             let dir = tempfile::tempdir().unwrap();
             let keys = under_the_root_of(state.path(), dir.path());
-            Some((start(dir.path(), keys, open().await).await, dir))
+            Some((start(dir.path(), keys, open().await, None).await, dir))
         } else {
             None
         };
-        let running = start(state.path(), keys.into(), store).await;
+        let running = start(state.path(), keys.into(), store, socket).await;
         let world = Self {
             running,
             elsewhere,
@@ -133,6 +153,23 @@ impl World {
         };
         world.set_policy("user:alice").await;
         world
+    }
+
+    /// The gateway that comes after this one on the same machine.
+    #[allow(dead_code, reason = "of sockets that are handed over alone")]
+    pub(crate) async fn successor(&self, socket: TcpListener) -> Running {
+        let store = Store::open_file(&self.state.path().join(FILE))
+            .await
+            .unwrap();
+        let sockets = Sockets {
+            public: Some(socket),
+            ..Sockets::default()
+        };
+        let config = config(self.state.path(), "audit.sink = 'none'");
+        let keys = Keys::open(&config.keys(), Clock::System).unwrap();
+        Gateway::start_on(sockets, config, Clock::System, keys.into(), store)
+            .await
+            .unwrap()
     }
 
     /// Makes `admin` the only `gatewayAdmin`.
@@ -147,7 +184,11 @@ impl World {
     }
 
     async fn set_policy_at(&self, running: &Running, admin: &str) {
-        let store = &running.gateway().store;
+        Self::set_policy_in(&running.gateway().store, admin).await;
+    }
+
+    /// The same, through the store of one.
+    pub(crate) async fn set_policy_in(store: &Store, admin: &str) {
         let project: Project = "p".parse().unwrap();
         let etag = store.policy(&project).await.unwrap().unwrap().etag;
         let bind = |role: Role, member: &str| Binding::new(role, vec![member.parse().unwrap()]);
@@ -492,12 +533,18 @@ fn config(state: &Path, more: &str) -> Config {
                 limits.requests_per_minute_per_project = 10000000";
     let path = state.join("gateway.toml");
     // Most doubles of agents don't go on with a session that they lost.
-    let grace = if more.contains("session_grace") {
-        ""
-    } else {
-        "session_grace = '1s'"
+    let unless_given = |key: &str, value: &str| {
+        if more.contains(key) {
+            String::new()
+        } else {
+            format!("{key} = '{value}'")
+        }
     };
-    File::parse(&path, &format!("{text}\n{grace}\n{more}"))
+    let (grace, delay) = (
+        unless_given("session_grace", "1s"),
+        unless_given("drain_delay", "0s"),
+    );
+    File::parse(&path, &format!("{text}\n{grace}\n{delay}\n{more}"))
         .unwrap()
         .check(&path)
         .unwrap()
