@@ -129,7 +129,7 @@ fn begin(world: World) -> (Arc<Gateway>, JoinHandle<Arc<Gateway>>) {
 #[tokio::test]
 async fn agents_move_first_then_callers_and_streams_go_on_to_their_end() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    let world = World::start_on("session_grace = '60s'", Some(socket.try_clone().unwrap())).await;
+    let world = World::handed(socket.try_clone().unwrap(), "session_grace = '60s'").await;
     let agent = Agent::start(&world, &Facts::default()).await;
     let mut kept = Kept::connect(&world).await;
     assert_eq!(kept.ask(Method::POST).await, (StatusCode::OK, false));
@@ -222,13 +222,13 @@ async fn who_is_alone_waits_for_no_agent() {
 #[tokio::test]
 async fn one_gateway_follows_another_and_neither_refuses_anybody() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    let clone = || Some(socket.try_clone().unwrap());
-    let world = World::start_on("session_grace = '60s'", clone()).await;
+    let clone = || socket.try_clone().unwrap();
+    let world = World::handed(clone(), "session_grace = '60s'").await;
     let agent = Agent::start(&world, &Facts::default()).await;
     let mut kept = Kept::connect(&world).await;
     let mut stream = world.as_user("alice").upgrade(exec("/exec")).await;
     said_and_heard(&mut stream).await;
-    let next = world.successor(clone().unwrap()).await;
+    let next = world.successor(clone()).await;
     let (public, root) = (
         world.running.public_address(),
         world.running.gateway().keys.root(),

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::TcpListener,
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -192,6 +193,29 @@ impl Gateway {
             .split_whitespace()
             .map(str::to_owned)
             .collect();
+    }
+
+    /// Hands a listening socket to every process that is run from now on, as systemd does. What this test starts
+    /// besides inherits it, too.
+    ///
+    /// # Panics
+    /// The socket can't be inherited.
+    pub fn listen_on(&mut self, socket: &TcpListener) {
+        rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty())
+            .expect("a socket can be inherited");
+        let script = format!(
+            "exec 3<&{}; export LISTEN_FDS=1 LISTEN_PID=$$ LISTEN_FDNAMES=towline-gateway.socket; exec \"$0\" \"$@\"",
+            socket.as_raw_fd()
+        );
+        self.before = vec!["bash".to_owned(), "-c".to_owned(), script];
+    }
+
+    /// Runs another beside the one that runs, which is handed out.
+    #[track_caller]
+    pub fn succeed(&mut self) -> Program {
+        let before = self.program.take().expect("the gateway runs");
+        self.run();
+        before
     }
 
     /// The command that runs it.

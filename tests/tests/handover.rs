@@ -179,7 +179,7 @@ fn agents_are_replaced_one_by_one_under_load() {
     let registration = world.register("rolled");
     let key = place::directory("rolled-key").join("agent.key");
     let agent = || Agent::new(&cluster, "rolled", registration.clone()).key(&key);
-    let mut agents = vec![agent(), agent()];
+    let mut agents = [agent(), agent()];
     agents[0].run();
     world.admin.get_credentials("rolled");
     world.grant(&cluster, &world.admin.name, "cluster-admin");
