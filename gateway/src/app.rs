@@ -194,6 +194,10 @@ impl Gateway {
         let told = peer_listener.as_ref().map(|(_, told)| told.clone());
         let parts = (store.clone(), Arc::clone(&keys), clock.clone());
         let replicas = Replicas::new(&identity, told, parts)?;
+        store
+            .belongs_to(keys.root())
+            .await
+            .map_err(StartError::Store)?;
         // Before anything is signed that others have to believe.
         replicas
             .join(&keys, clock.unix())

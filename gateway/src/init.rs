@@ -142,8 +142,11 @@ pub async fn init(wanted: &Wanted, clock: &Clock) -> Result<Made, InitError> {
     }
     let store = Store::open(&config.database).await?;
     let made = async {
-        if store.is_shared() && !keys.vouch(&store.signing_keys().await?) {
-            return Err(InitError::OtherRoot(wanted.state_dir.clone()));
+        match store.belongs_to(keys.root()).await {
+            Err(StoreError::Foreign { .. }) => {
+                return Err(InitError::OtherRoot(wanted.state_dir.clone()));
+            }
+            belongs => belongs?,
         }
         populate(&store, wanted, now).await
     };
@@ -586,8 +589,6 @@ mod tests {
         let (config, keys) = (config.unwrap(), dirs[0].path().join("keys"));
         assert!(config.peer.is_some());
         let store = Store::open(&config.database).await.unwrap();
-        let published = Keys::open(&keys, clock.clone()).unwrap().published();
-        store.publish_key(&published, NOW).await.unwrap();
 
         let error = init(&second, &clock).await.unwrap_err();
         assert!(matches!(error, InitError::OtherRoot(_)), "{error}");

@@ -255,14 +255,6 @@ impl Keys {
         *self.others.write().unwrap_or_else(PoisonError::into_inner) = others;
     }
 
-    /// Whether these may be the signing keys of replicas with the same root: there is none, or one leads to it.
-    pub fn vouch(&self, chains: &[(String, u64)]) -> bool {
-        let leads = |chain: &str| {
-            Chain::from_header(chain).and_then(|chain| chain.verify_at_its_time(self.root))
-        };
-        chains.is_empty() || chains.iter().any(|(chain, _)| leads(chain).is_ok())
-    }
-
     /// All of them, for other programs to verify tokens with.
     pub fn token_keys(&self) -> Vec<PublicKey> {
         let now = self.clock.unix();

@@ -35,7 +35,7 @@ use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Executor as _};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use towline_proto::handshake::random_id;
+use towline_proto::{handshake::random_id, jws::PublicKey};
 
 use crate::private;
 use cache::Cache;
@@ -193,6 +193,38 @@ impl Store {
             () = reader.close_event() => {}
             () = follow => {}
         }
+    }
+
+    /// Makes sure that a shared database is that of the gateway with this root key, and of no other. A new one becomes
+    /// that.
+    ///
+    /// # Errors
+    /// [`StoreError::Foreign`], and see there.
+    pub async fn belongs_to(&self, root: PublicKey) -> Result<(), StoreError> {
+        if !self.is_shared() {
+            return Ok(());
+        }
+        let own = root.to_string();
+        let mut transaction = self.begin().await?;
+        sqlx::query("INSERT INTO installation (id, root) VALUES (1, $1) ON CONFLICT DO NOTHING")
+            .bind(&own)
+            .execute(&mut *transaction)
+            .answered(self)
+            .await?;
+        let found: String = sqlx::query_scalar("SELECT root FROM installation WHERE id = 1")
+            .fetch_one(&mut *transaction)
+            .answered(self)
+            .await?;
+        self.commit(transaction, Concern::Tokens).await?;
+        if found == own {
+            return Ok(());
+        }
+        let database = self.inner.database.clone();
+        Err(StoreError::Foreign {
+            database,
+            found,
+            own,
+        })
     }
 
     /// Whether the database answers.

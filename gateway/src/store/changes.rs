@@ -393,7 +393,9 @@ pub(super) async fn listen(database: Database, pools: Pools, changes: Arc<Change
 /// that there are.
 fn is_away(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
+        // A certificate that isn't believed is another matter.
+        sqlx::Error::Io(error) => error.kind() != io::ErrorKind::InvalidData,
+        sqlx::Error::PoolTimedOut => true,
         sqlx::Error::Database(error) => {
             let code = error.code().unwrap_or_default();
             code.starts_with("08") || code.starts_with("57P")

@@ -1,5 +1,7 @@
 //! What can go wrong with the database, in words for its operator, sorted by the database's own codes.
 
+use std::io;
+
 use super::Database;
 
 /// The database didn't do what it was asked. Nothing was changed, unless it says otherwise.
@@ -39,6 +41,18 @@ pub enum StoreError {
     /// It was made by a newer version, or changed by hand.
     #[error("{0} can't be brought to this version's form")]
     Migrate(Database, #[source] sqlx::migrate::MigrateError),
+    /// It is another gateway's.
+    #[error(
+        "{database} belongs to the gateway with root key {found}, and this one's is {own}; give all replicas the same keys/root.pub and keys/root.key, or this gateway another database"
+    )]
+    Foreign {
+        /// The database.
+        database: Database,
+        /// The root key that it was made with.
+        found: String,
+        /// This gateway's.
+        own: String,
+    },
     /// A value in it is not what this program writes.
     #[error("{database} holds what this program doesn't understand: {value}")]
     Value {
@@ -53,11 +67,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the database wasn't there to answer, so that the same may work soon.
+    /// Whether the database wasn't there to answer, or doesn't let the gateway in: the same may work soon.
     pub const fn is_away(&self) -> bool {
         matches!(
             self,
-            Self::Away(..) | Self::StillAway(..) | Self::Unknown(..) | Self::Locked(..)
+            Self::Away(..)
+                | Self::StillAway(..)
+                | Self::Unknown(..)
+                | Self::Locked(..)
+                | Self::Open(..)
+                | Self::Refused(..)
         )
     }
 
@@ -71,6 +90,12 @@ impl StoreError {
         let sort = match (&error, database) {
             (sqlx::Error::Database(_), Database::Sqlite(_)) => sqlite(&code),
             (sqlx::Error::Database(_), Database::Postgres(_)) => postgres(&code),
+            // A certificate that isn't believed.
+            (sqlx::Error::Io(error), Database::Postgres(_))
+                if error.kind() == io::ErrorKind::InvalidData =>
+            {
+                Self::Open
+            }
             (sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut, _) => Self::Away,
             (sqlx::Error::Tls(_) | sqlx::Error::Protocol(_), Database::Postgres(_)) => Self::Open,
             _ => Self::Other,

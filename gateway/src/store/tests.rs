@@ -45,6 +45,7 @@ on_both! {
 mod away;
 mod heard;
 mod shared;
+mod tls;
 
 const NOW: u64 = 1_800_000_000;
 const LIFETIMES: Lifetimes = Lifetimes {
