@@ -353,9 +353,10 @@ impl Store {
 async fn migrate(database: &Database, connection: &mut AnyConnection) -> Result<(), StoreError> {
     let failed = |error| StoreError::Migrate(database.clone(), error);
     if database.is_shared() {
-        // The others wait for the lock, and no table has so many rows that a minute isn't enough.
+        // The others wait for the lock, and no table has so many rows that a minute isn't enough. That what is made is
+        // there already is no news.
         connection
-            .execute("SET statement_timeout = '60s'")
+            .execute("SET statement_timeout = '60s'; SET client_min_messages = warning")
             .await
             .map_err(|error| failed(error.into()))?;
     }
