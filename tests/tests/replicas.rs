@@ -41,7 +41,8 @@ impl Site {
     /// Its agent's sessions are at `hold` alone, as far as the load balancer can help it.
     fn new(name: &str, hold: &[usize]) -> Self {
         let cluster = Cluster::with_node();
-        let replicas = Replicas::start(name, &cluster, 3);
+        // Longer than the load balancer takes to notice.
+        let replicas = Replicas::start_with(name, &cluster, 3, "drain_delay = \"2s\"");
         for n in 0..3 {
             replicas.balancer.let_through(n, hold.contains(&n));
         }
@@ -313,6 +314,70 @@ fn a_session_goes_on_through_another_replica() {
         shell.ends();
     }
     site.agent.stop();
+}
+
+/// Replicas end one after the other, and others take their place, while callers go on.
+#[test]
+fn all_replicas_are_replaced_and_nobody_notices() {
+    let mut site = Site::new("rolled", &[0, 1, 2]);
+    wait_until(
+        "the agent has sessions with two replicas",
+        PATIENCE * 3,
+        || site.holders().len() == 2,
+    );
+    let words = format!("exec -i {POD} -- sh");
+    let mut streams: Vec<_> = (0..3)
+        .map(|n| {
+            (
+                Shell::start(site.at(n, &words), "rolled-shell"),
+                Forward::start(&site.at(n, Forward::WORDS), "rolled-forward"),
+                Watch::start(&site.at(n, Watch::WORDS), "rolled-watch"),
+            )
+        })
+        .collect();
+    let admin = site.replicas.world.admin.clone();
+    let callers = Callers::start(4, Stopwatch::new(), move || admin.api());
+    let admin = site.replicas.world.admin.clone();
+    let mut old = Vec::new();
+    for n in 0..3 {
+        old.push(site.replicas.replace(n));
+        admin.kubectl(&format!("create configmap seen-{n}")).ok();
+        for (shell, forward, _) in &mut streams {
+            shell.answers();
+            forward.echoes();
+        }
+    }
+    // A while with the new ones alone.
+    let answered = |callers: &Callers| callers.counts().gets;
+    let before = answered(&callers);
+    wait_until("callers are served by new replicas", PATIENCE, || {
+        answered(&callers) > before + 100
+    });
+    for replica in &mut old {
+        assert!(
+            replica.program().runs(),
+            "it has ended though streams ran through it"
+        );
+    }
+    for (shell, mut forward, mut watch) in streams {
+        shell.ends();
+        forward.echoes();
+        watch.has_seen(3);
+    }
+    let counts = callers.stop();
+    assert_eq!(counts.failed, [], "{counts:?}");
+    assert!(counts.gets > 100 && counts.posts > 100, "{counts:?}");
+    for mut replica in old {
+        let status = replica.program().wait(PATIENCE);
+        assert!(status.success(), "{status}: {}", replica.program().err());
+    }
+    #[expect(clippy::print_stdout, reason = "the figures are what this is for")]
+    {
+        println!(
+            "three replicas replaced: {} GETs and {} POSTs over {} connections, none failed, the slowest took {:?}",
+            counts.gets, counts.posts, counts.connections, counts.slowest
+        );
+    }
 }
 
 /// How often a replica is killed.
