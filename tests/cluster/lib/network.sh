@@ -124,10 +124,14 @@ link_usage() {
 		  refuse          TCP is answered with resets both ways
 		  loss PERMILLE   that many in 1,000 packets are lost, each way
 		  rate MBIT       at most that many megabits per second, each way
-		  kill [PORT]     end established TCP connections to HOST_IP[:PORT] at once
-		                  (also those of pods); nothing else changes
-		  stall [PORT]    packets of TCP connections that are established with
-		                  HOST_IP[:PORT] vanish both ways; new ones pass
+		  kill [[IP:]PORT]
+		                  end established TCP connections to HOST_IP[:PORT], or to
+		                  another address, at once (also those of pods); nothing else
+		                  changes
+		  stall [[IP:]PORT]
+		                  packets of TCP connections that are established with
+		                  HOST_IP[:PORT], or with another address, vanish both ways;
+		                  new ones pass
 		  restore         undo all of it
 		  show            what is in force
 
@@ -152,6 +156,13 @@ command_link() {
 
 link_fault() {
 	local fault=$1 value=$2
+	case "$fault $value" in
+	'kill '*:* | 'stall '*:*)
+		# Where another cluster's host listens.
+		local HOST_IP=${value%:*}
+		value=${value##*:}
+		;;
+	esac
 	case "$fault" in
 	cut)
 		# The cluster's end goes down: this end keeps address and listeners.
